@@ -1,0 +1,382 @@
+"""Configuration: the one place that says which keys exist, their types, ranges, defaults and meaning.
+
+A config file (YAML) is merged over the recipe that it names (`rrm.recipes`), validated as a whole and split into one
+section a stage, so that a change of one key concerns the stages that read it and what follows them. The JSON schema in
+`workflow/schemas/config.schema.json` is generated from these models (`rrm schema`).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from rrm.errors import RRMErrors
+from rrm.recipes import NETWORK_RECIPES, ONE_STEP_RECIPES
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Scales = Annotated[list[Annotated[float, Field(gt=0, le=4)]], Field(min_length=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$")]
+LabelledName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are refused, values are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class DemoData(Section):
+    """The embedded demo data set (`rrm.datasets.demo`)."""
+
+    seed: int = Field(0, ge=0, description="seed of the generator")
+    size: int = Field(96, ge=32, le=512, description="side of the square photos, pixels")
+    train: Count = Field(480, description="number of training photos")
+    val: Count = Field(120, description="number of validation photos")
+    test: Count = Field(120, description="number of test photos")
+
+
+class Dataset(Section):
+    """A data set in VOC 2012 layout."""
+
+    kind: Literal["demo", "voc"] = Field("voc", description="demo: made from a seed; voc: a folder in VOC 2012 layout")
+    name: Name = Field(description="name in tables and the folder of intermediates below results/")
+    root: str | None = Field(None, description="folder that holds JPEGImages/ and ImageSets/ (kind voc)")
+    classes: list[str] | None = Field(None, min_length=1, description="foreground class names in label order; null: VOC's 20")
+    labels: str = Field("xml", description="'xml' (Annotations/*.xml) or the path below root of a CSV 'image,labels'")
+    train: str = Field("train", description="name of the training list in ImageSets/Segmentation")
+    val: str = Field("val", description="name of the validation list")
+    test: str | None = Field(None, description="name of the test list with public masks; null: no test rows")
+    background_images: bool = Field(False, description="true: an image without labels holds background only")
+    long_side: int | None = Field(None, ge=32, description="photos with a longer side are reduced to it when packed; null: never")
+    max_pixels: int = Field(50_000_000, ge=1, description="larger photos are refused")
+    demo: DemoData = Field(DemoData(), description="parameters of the generator (kind demo)")
+
+    @model_validator(mode="after")
+    def _root_where_needed(self) -> Dataset:
+        if self.kind == "voc" and not self.root:
+            raise ValueError("root: expected the folder of the data set in VOC layout, got null: give dataset.root")
+        return self
+
+
+class CRF(Section):
+    """Dense CRF (Kraehenbuehl and Koltun 2011) parameters."""
+
+    gaussian_sigma: Positive = Field(3, description="pixels")
+    gaussian_weight: NotNegative = Field(3, description="weight of the position kernel")
+    bilateral_sigma_xy: Positive = Field(80, description="pixels of the original photo")
+    bilateral_sigma_rgb: Positive = Field(13, description="grey levels, 0..255")
+    bilateral_weight: NotNegative = Field(10, description="weight of the position and colour kernel")
+    iterations: int = Field(10, ge=0, le=100, description="mean-field iterations")
+
+
+class Optimizer(Section):
+    """Optimiser, parameter groups and the polynomial schedule."""
+
+    kind: Literal["sgd", "adamw"] = Field("sgd", description="sgd or adamw")
+    lr: Positive = Field(description="base learning rate")
+    momentum: NotNegative = Field(0.9, description="SGD momentum")
+    weight_decay: NotNegative = Field(description="weight decay of weights")
+    bias_decay: bool = Field(True, description="whether biases decay too")
+    lr_factors: Annotated[list[NotNegative], Field(min_length=4, max_length=4)] = Field(
+        [1, 2, 10, 20], description="factors on lr: backbone weights, backbone biases, head weights, head biases"
+    )
+    power: NotNegative = Field(0.9, description="exponent of the polynomial schedule; 0: constant")
+
+
+class Training(Section):
+    """What the one training loop needs, for any stage."""
+
+    steps: Count = Field(description="optimiser steps")
+    batch_size: Count = Field(description="images a step")
+    crop: int = Field(ge=16, description="side of the square crop, pixels")
+    scale: Annotated[list[Positive], Field(min_length=2, max_length=2)] = Field([0.7, 1.3], description="range of the random scale")
+    scale_per: Literal["batch", "image"] = Field("batch", description="one scale a batch or one an image")
+    flip: bool = Field(True, description="random horizontal flip")
+    accumulate: Count = Field(1, description="parts that a batch is split into; gradients are averaged")
+    precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="autocast on a GPU; the CPU uses float32")
+    checkpoint_every: Count = Field(200, description="steps between resume checkpoints")
+    clip_gradient: Positive | None = Field(None, description="largest norm of the gradient; null: unlimited")
+    optimizer: Optimizer = Field(description="optimiser and schedule")
+
+
+class CAM(Section):
+    """Class activation maps, Eq. 1-4."""
+
+    scales: Scales = Field(description="Eq. 2: scales of the photo that are averaged")
+    average: Literal["feature", "image"] = Field(description="average at the feature map (reference) or at the image (paper)")
+    dropout: bool = Field(description="whether dropout is active while CAMs are computed in training")
+
+
+class Mining(Section):
+    """Reliable regions, Eq. 5-7."""
+
+    rule: Literal["reference", "paper", "cam"] = Field(description="reference: the authors' code; paper: Eq. 6-7; cam: Eq. 6 only")
+    ratio: Share = Field(description="share of each class's pixels that is kept (Table 1)")
+    cam_exponent: Positive = Field(description="Eq. 4 exponent of the CAM label; reference: of the CRF that decides on background too")
+    crf_exponent: Positive = Field(description="Eq. 4 exponent of the scores that the CRF gets (Eq. 5)")
+    score_threshold: Share = Field(description="reference: least CAM score of foreground")
+    background_threshold: Share = Field(description="reference: least background score of background")
+    crf_confidence: Share = Field(description="reference: least CRF probability")
+    crf_scale: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="size of the photo the CRF sees; 1: whole")
+    padding: Literal["label", "ignore"] = Field("label", description="whether the padding of crops may be labelled")
+    crf: CRF = Field(CRF(), description="CRF of Eq. 5")
+
+
+class Energy(Section):
+    """Dense energy loss, Eq. 10-14."""
+
+    weight: NotNegative = Field(description="weight of the energy in the joint loss; 0: cross-entropy only")
+    sigma_rgb: Positive = Field(15, description="grey levels, 0..255")
+    sigma_xy: Positive = Field(100, description="pixels of the crop")
+    scale: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="size at which the energy is computed, where grid is null")
+    grid: int | None = Field(None, ge=2, le=256, description="side of a fixed grid on which the energy is computed; null: scale")
+    form: Literal["reference", "paper"] = Field(description="reference: -S P (G P); paper: Eq. 12-13, j != i")
+    gradient: Literal["reference", "exact"] = Field(description="the authors' formula or the true derivative")
+    normalize: Literal["none", "row", "mean"] = Field(description="1/W of Eq. 11: by row, by the mean row sum, or none")
+    include_self: bool = Field(description="whether j = i counts")
+    backend: Literal["auto", "lattice", "exact"] = Field("auto", description="Gaussian filter")
+    ramp: NotNegative = Field(0, le=1, description="share of the steps over which the weight grows from 0")
+
+
+class Losses(Section):
+    """Loss terms of the one-step network, Eq. 8-9."""
+
+    classification: Literal["multilabel-soft-margin", "softmax"] = Field(description="classification loss")
+    cross_entropy: Literal["balanced", "mean", "sum"] = Field(description="balanced: background and foreground separately")
+
+
+class Network(Section):
+    """A network: kind and its options."""
+
+    backbone: Literal["resnet38", "mobilenet_v2", "resnet50", "vgg16", "resnet101"] = Field(description="backbone")
+    options: dict[str, Any] = Field({}, description="keyword arguments of the network class")
+    weights: str | None = Field(None, description="file with start weights; null: random or warm start")
+    weights_format: Literal["torchvision", "reference", "rrm"] = Field("torchvision", description="layout of that file")
+    start: str = Field("random", description="what the table's column 'start_weights' says")
+
+
+class Classifier(Section):
+    """Warm start of the classification branch (the authors start from such a classifier)."""
+
+    enabled: bool = Field(True, description="false: one-step training starts from network.weights")
+    freeze_backbone: bool = Field(False, description="true: train the classification head only")
+    loss: Literal["multilabel-soft-margin", "softmax"] = Field("multilabel-soft-margin", description="classification loss")
+    train: Training = Field(description="loop")
+
+
+class OneStep(Section):
+    """One-step RRM training (Algorithm 1)."""
+
+    recipe: Literal["paper", "reference"] = Field("reference", description="defaults of every key below")
+    network: Network = Field(description="backbone and heads")
+    train: Training = Field(description="loop")
+    cam: CAM = Field(description="class activation maps")
+    mining: Mining = Field(description="reliable regions")
+    losses: Losses = Field(description="loss terms")
+    energy: Energy = Field(description="dense energy loss")
+
+
+class Inference(Section):
+    """Views whose probabilities are averaged."""
+
+    scales: Scales = Field([1.0], description="scales of the photo")
+    flip: bool = Field(False, description="the mirrored photo too")
+    merge: Literal["mean", "max"] = Field("mean", description="mean of probabilities, or DeepLab-v2's maximum of scores")
+
+
+class PseudoMasks(Section):
+    """Pseudo masks of the training photos from the one-step network."""
+
+    source: Literal["segmentation", "cam", "average"] = Field(
+        "segmentation", description="branch; average: mean of the segmentation softmax and the CAM's one-hot CRF label"
+    )
+    use_image_labels: bool = Field(True, description="classes that are not among the image's labels are removed")
+    views: Inference = Field(Inference(), description="views of the segmentation branch")
+    cam_scales: Scales = Field([0.5, 1, 1.5, 2], description="scales of the CAM (sources cam and average)")
+    cam_exponent: Positive = Field(4, description="Eq. 4 exponent (sources cam and average)")
+    crf: CRF | None = Field(CRF(bilateral_sigma_xy=83, bilateral_sigma_rgb=5, bilateral_weight=4), description="null: no CRF")
+    crf_after_average: bool = Field(True, description="source average: CRF on the mean (true) or on the CAM only (false)")
+    confidence: Share = Field(0, description="pixels below it become 255")
+
+
+class StepTwo(Section):
+    """Retraining of a segmentation network on pseudo masks, or on masks (a bound)."""
+
+    recipe: Literal["deeplab-v2", "deeplab-largefov", "light"] = Field(description="defaults of every key below")
+    network: Network = Field(description="network")
+    warm_start: bool = Field(False, description="start from the one-step network's backbone and segmentation branch")
+    cross_entropy: Literal["balanced", "mean", "sum"] = Field(description="cross-entropy")
+    loss_scales: Scales = Field([1.0], description="DeepLab-v2: loss on these scales and on their maximum")
+    energy: Energy | None = Field(None, description="dense energy loss on top; null: none")
+    train: Training = Field(description="loop")
+    label: str = Field(description="row name in the tables")
+
+
+class Evaluation(Section):
+    """Prediction and its scoring."""
+
+    views: Inference = Field(Inference(), description="views that are averaged")
+    crf: CRF = Field(CRF(bilateral_sigma_xy=83, bilateral_sigma_rgb=5, bilateral_weight=4), description="CRF at test time")
+
+
+class Runtime(Section):
+    """How to run; never changes what is computed, so no stage is re-run for it."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one")
+    threads: dict[str, Count] = Field({}, description="threads by stage; 'default' for those not named")
+    workers: int = Field(0, ge=0, description="DataLoader workers of a training job")
+    crf_workers: int = Field(2, ge=0, description="processes that run CRFs; 0: in the stage's own process")
+    log_seconds: Positive = Field(10, description="seconds between progress lines where there is no terminal")
+
+
+class Config(Section):
+    """The whole configuration."""
+
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = Field([0], description="one run a seed")
+    dataset: Dataset
+    classifier: Classifier
+    one_step: OneStep
+    pseudo_masks: PseudoMasks
+    step_two: dict[LabelledName, StepTwo] = Field({}, description="networks retrained on the pseudo masks")
+    bounds: dict[LabelledName, StepTwo] = Field({}, description="networks trained on the training masks: upper bounds")
+    cam_row: bool = Field(True, description="a row for the bare CAM, with the image-level labels given")
+    evaluation: Evaluation
+    runtime: Runtime = Field(Runtime())
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError(f"expected distinct seeds, got {seeds}")
+        return seeds
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `over` put over it, section by section.
+
+    Example:
+        >>> merge({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
+        {'a': {'b': 3, 'c': 2}}
+    """
+    merged = copy.deepcopy(dict(base))
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def _with_recipe(section: Any, recipes: Mapping[str, Mapping[str, Any]], default: str | None) -> Any:
+    """The section over its recipe's defaults; anything malformed is left for the validation to report."""
+    if not isinstance(section, Mapping):
+        return section
+    recipe = section.get("recipe", default)
+    return merge(recipes[recipe], section) if isinstance(recipe, str) and recipe in recipes else dict(section)
+
+
+def _apply_recipes(raw: Mapping[str, Any]) -> dict[str, Any]:
+    resolved = dict(raw)
+    if "one_step" in resolved:
+        resolved["one_step"] = _with_recipe(resolved["one_step"], ONE_STEP_RECIPES, "reference")
+    for group in ("step_two", "bounds"):
+        if isinstance(resolved.get(group), Mapping):
+            resolved[group] = {k: _with_recipe(v, NETWORK_RECIPES, None) for k, v in resolved[group].items()}
+    return resolved
+
+
+def _faults(error: ValidationError) -> list[str]:
+    lines = []
+    for fault in error.errors():
+        key = ".".join(str(part) for part in fault["loc"]) or "config"
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"{key}: expected a known key, got an unknown one: correct or remove it")
+        elif fault["type"] == "missing":
+            lines.append(f"{key}: expected a value, got none: add the key")
+        else:
+            lines.append(f"{key}: {fault['msg']}, got {json.dumps(fault['input'], default=str)[:80]}")
+    return lines
+
+
+def resolve(raw: Mapping[str, Any], source: str = "config") -> Config:
+    """Validate a configuration mapping, recipes applied.
+
+    Args:
+        raw: the mapping, as read from YAML.
+        source: named in the error.
+
+    Raises:
+        RRMErrors: with every mistake of the whole configuration at once: key, expected, got.
+
+    Example:
+        >>> resolve({"dataset": {"name": "x", "kind": "demo", "colour": 1}})
+        Traceback (most recent call last):
+        ...
+        rrm.errors.RRMErrors: config: 5 fault(s)
+          - dataset.colour: expected a known key, got an unknown one: correct or remove it
+          - classifier: expected a value, got none: add the key
+          - one_step: expected a value, got none: add the key
+          - pseudo_masks: expected a value, got none: add the key
+          - evaluation: expected a value, got none: add the key
+    """
+    try:
+        return Config.model_validate(_apply_recipes(raw))
+    except ValidationError as error:
+        raise RRMErrors(source, _faults(error)) from None
+
+
+def load(*paths: str | Path) -> Config:
+    """Read one or more YAML files, later ones over earlier ones, and validate the result.
+
+    Raises:
+        RRMErrors: unreadable file, not a mapping, or any mistake in the merged configuration.
+    """
+    raw: dict[str, Any] = {}
+    for path in paths:
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise RRMErrors(str(path), [f"expected a readable YAML file, got: {error}"]) from None
+        if not isinstance(content, Mapping):
+            raise RRMErrors(str(path), [f"expected a mapping of sections, got {type(content).__name__}"])
+        raw = merge(raw, content)
+    return resolve(raw, " + ".join(str(path) for path in paths))
+
+
+def departures(section: OneStep | StepTwo) -> list[str]:
+    """What a section sets otherwise than its recipe, as `key=value`, in the order of the keys.
+
+    Example:
+        >>> from rrm.recipes import ONE_STEP_RECIPES
+        >>> departures(OneStep(recipe="reference", **ONE_STEP_RECIPES["reference"]))
+        []
+    """
+    recipes = ONE_STEP_RECIPES if isinstance(section, OneStep) else NETWORK_RECIPES
+    base = type(section).model_validate(merge(recipes[section.recipe], {"recipe": section.recipe}))
+    ours, theirs = _flat(section.model_dump(mode="json")), _flat(base.model_dump(mode="json"))
+    skip = ("label", "network.weights", "network.start")
+    return [f"{k}={v}" for k, v in ours.items() if theirs.get(k, "(unset)") != v and k not in skip]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of the resolved configuration."""
+    return Config.model_json_schema()

@@ -1,0 +1,175 @@
+"""The stages, where each one's files lie, and which part of the configuration each one reads.
+
+Snakemake's rules and the command line both take paths and options from here, so that a stage run by hand makes the same
+file as the workflow does, and a key re-runs exactly the stages that read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rrm.config import Config, StepTwo
+from rrm.errors import RRMError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: module `rrm.stages.<module>`, its named input files and the wildcards its options depend on."""
+
+    module: str
+    inputs: tuple[str, ...]
+    wildcards: tuple[str, ...]
+    help: str
+
+
+STAGES: Mapping[str, Stage] = {
+    "demo-data": Stage("demo_data", (), (), "make the embedded demo data set in VOC layout"),
+    "pack-photos": Stage("pack_photos", (), (), "pack photos and image-level labels of all splits"),
+    "pack-masks": Stage("pack_masks", (), ("split",), "pack the masks of one split"),
+    "classifier": Stage("classifier", ("photos",), ("seed",), "train the classification branch (warm start)"),
+    "one-step": Stage("one_step", ("photos", "start"), ("seed",), "one-step RRM training"),
+    "pseudo-masks": Stage("pseudo_masks", ("photos", "model"), ("seed",), "pseudo masks of the training photos"),
+    "step-two": Stage("step_two", ("photos", "masks", "start"), ("seed", "model"), "train a segmentation network on pseudo masks"),
+    "bound": Stage("bound", ("photos", "masks", "start"), ("seed", "model"), "the same on masks: a fully supervised bound"),
+    "predict": Stage("predict", ("photos", "model"), ("model", "split"), "class probabilities of a split"),
+    "evaluate": Stage("evaluate", ("photos", "masks", "probabilities"), ("split",), "confusion matrices without and with CRF"),
+    "table5": Stage("table5", (), (), "the comparison table, reported and measured rows"),
+}
+
+
+def models(config: Config) -> list[str]:
+    """Names of all models with rows in the tables, in table order."""
+    cam = ["cam"] if config.cam_row else []
+    return [*cam, "one_step", *(f"step_two/{k}" for k in config.step_two), *(f"bounds/{k}" for k in config.bounds)]
+
+
+def network_section(config: Config, model: str) -> StepTwo:
+    """The section of a model `step_two/<name>` or `bounds/<name>`.
+
+    Raises:
+        RRMError: no such entry in the configuration.
+    """
+    group, _, name = model.partition("/")
+    sections: Mapping[str, StepTwo] = {"step_two": config.step_two, "bounds": config.bounds}.get(group, {})
+    if name not in sections:
+        raise RRMError(f"model: expected one of {models(config)}, got {model!r}: add it to the config or correct the name")
+    return sections[name]
+
+
+def evaluated_splits(config: Config) -> list[str]:
+    """Splits with public masks to score on: val, and test where the data set names one."""
+    return ["val"] + (["test"] if config.dataset.kind == "demo" or config.dataset.test else [])
+
+
+def _network_options(config: Config, model: str) -> dict[str, Any]:
+    options = network_section(config, model).model_dump(mode="json")
+    options.pop("label")
+    options["network"].pop("start")
+    return options
+
+
+def stage_options(config: Config, stage: str, *, seed: int = 0, model: str = "", split: str = "") -> dict[str, Any]:
+    """The part of the configuration that a stage reads: all that its output depends on, beside its inputs and its code.
+
+    Args:
+        config: the validated configuration.
+        stage: a key of `STAGES`.
+        seed: for stages with a seed.
+        model: `"cam"`, `"one_step"`, `"step_two/<name>"` or `"bounds/<name>"`, for stages with a model.
+        split: `"train"`, `"val"` or `"test"`, for stages with a split.
+
+    Returns:
+        JSON-serialisable mapping.
+    """
+    dataset = config.dataset.model_dump(mode="json")
+    one_step = config.one_step.model_dump(mode="json")
+    one_step["network"].pop("start")
+    if stage == "demo-data":
+        return {"demo": dataset["demo"]}
+    if stage == "pack-photos":
+        return {"dataset": dataset}
+    if stage == "pack-masks":
+        return {"dataset": dataset, "split": split}
+    if stage == "classifier":
+        return {"network": one_step["network"], "classifier": config.classifier.model_dump(mode="json"), "seed": seed}
+    if stage == "one-step":
+        return {"one_step": one_step, "seed": seed}
+    if stage == "pseudo-masks":
+        return {"pseudo_masks": config.pseudo_masks.model_dump(mode="json"), "seed": seed}
+    if stage in ("step-two", "bound"):
+        return {"step_two": _network_options(config, model), "seed": seed}
+    if stage == "predict":
+        if model == "cam":
+            return {"cam": one_step["cam"], "exponent": config.pseudo_masks.cam_exponent, "split": split}
+        return {"views": config.evaluation.views.model_dump(mode="json"), "split": split}
+    if stage == "evaluate":
+        return {"crf": config.evaluation.crf.model_dump(mode="json"), "split": split}
+    if stage == "table5":
+        return {"config": config.model_dump(mode="json", exclude={"runtime"})}
+    raise RRMError(f"stage: expected one of {', '.join(STAGES)}, got {stage!r}")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the files of a run lie.
+
+    Example:
+        >>> Layout(Path("results"), "demo").prediction(0, "one_step", "val").as_posix()
+        'results/demo/seed0/one_step/probabilities_val.h5'
+    """
+
+    results: Path
+    name: str
+
+    @property
+    def run(self) -> Path:
+        """Folder of the intermediates of this data set."""
+        return self.results / self.name
+
+    @property
+    def demo_manifest(self) -> Path:
+        """Written last by the demo generator, into the data set's folder."""
+        return self.run / "voc" / "manifest.json"
+
+    @property
+    def photos(self) -> Path:
+        """Store of photos and image-level labels of all splits."""
+        return self.run / "photos.h5"
+
+    def masks(self, split: str) -> Path:
+        """Store of the masks of one split."""
+        return self.run / f"masks_{split}.h5"
+
+    def seed(self, seed: int | str) -> Path:
+        """Folder of one seed's run."""
+        return self.run / f"seed{seed}"
+
+    def classifier(self, seed: int | str) -> Path:
+        """Weights of the warm start."""
+        return self.seed(seed) / "classifier.pth"
+
+    def weights(self, seed: int | str, model: str) -> Path:
+        """Final weights of a model; the CAM row uses the one-step network's."""
+        return self.seed(seed) / ("one_step" if model == "cam" else model) / "weights.pth"
+
+    def pseudo_masks(self, seed: int | str) -> Path:
+        """Store of the pseudo masks."""
+        return self.seed(seed) / "pseudo_masks.h5"
+
+    def prediction(self, seed: int | str, model: str, split: str) -> Path:
+        """Store of class probabilities."""
+        return self.seed(seed) / model / f"probabilities_{split}.h5"
+
+    def confusion(self, seed: int | str, model: str, split: str) -> Path:
+        """Store of confusion matrices, one an image, without and with CRF."""
+        return self.seed(seed) / model / f"confusion_{split}.h5"
+
+    @property
+    def table5(self) -> Path:
+        """The comparison table."""
+        return self.results / "table5.csv"

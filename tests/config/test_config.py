@@ -1,0 +1,99 @@
+"""Configuration: recipes, all mistakes at once, departures, and which stage reads which key."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rrm.config import departures, load, merge, resolve
+from rrm.errors import RRMErrors
+from rrm.pipeline import STAGES, models, stage_options
+
+ROOT = Path(__file__).resolve().parents[2]
+VOC = {"dataset": {"root": "/data/VOC2012"}}
+
+
+@pytest.fixture
+def raw() -> dict[str, Any]:
+    return merge(yaml.safe_load((ROOT / "configs" / "voc_light.yaml").read_text()), VOC)
+
+
+@pytest.mark.parametrize("path", ["config.yaml", "configs/voc_light.yaml"])
+def test_shipped_configurations_are_valid(path: str, tmp_path: Path) -> None:
+    over = tmp_path / "paths.yaml"
+    over.write_text(yaml.safe_dump(VOC if path != "config.yaml" else {"seeds": [1]}))
+    config = load(ROOT / path, over)
+    assert models(config)[:2] == ["cam", "one_step"]
+
+
+def test_every_mistake_is_reported_at_once(raw: dict[str, Any]) -> None:
+    raw["one_step"]["mining"]["ratio"] = 1.5
+    raw["one_step"]["colour"] = "red"
+    raw["step_two"]["mobilenet_v2"]["train"]["steps"] = "many"
+    raw["classifier"]["train"]["optimizer"]["lr"] = "1e-3x"
+    del raw["evaluation"]
+    with pytest.raises(RRMErrors) as error:
+        resolve(raw)
+    keys = {fault.split(":")[0] for fault in error.value.faults}
+    assert keys == {
+        "one_step.mining.ratio",
+        "one_step.colour",
+        "step_two.mobilenet_v2.train.steps",
+        "classifier.train.optimizer.lr",
+        "evaluation",
+    }
+
+
+def test_voc_needs_a_root(raw: dict[str, Any]) -> None:
+    raw["dataset"]["root"] = None
+    with pytest.raises(RRMErrors, match="give dataset.root"):
+        resolve(raw)
+
+
+@pytest.mark.parametrize("content", ["- a\n- b\n", "a: [1\n", ""])
+def test_files_that_are_no_mapping(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(RRMErrors, match="bad.yaml"):
+        load(path)
+
+
+def test_recipes_fill_what_is_not_set(raw: dict[str, Any]) -> None:
+    raw["one_step"] = {"recipe": "paper"}
+    one_step = resolve(raw).one_step
+    assert (one_step.mining.rule, one_step.losses.classification, one_step.train.optimizer.lr) == ("paper", "softmax", 1e-3)
+    assert departures(one_step) == []
+    raw["one_step"] = {"recipe": "reference", "mining": {"ratio": 0.6}, "network": {"weights": "x.params", "start": "ImageNet"}}
+    assert departures(resolve(raw).one_step) == ["mining.ratio=0.6"]
+
+
+def _readers(raw: dict[str, Any], *keys: str, value: Any) -> set[str]:
+    """Stages whose options change when the key does."""
+    changed = copy.deepcopy(raw)
+    section = changed
+    for key in keys[:-1]:
+        section = section[key]
+    section[keys[-1]] = value
+    before, after = resolve(raw), resolve(changed)
+    readers = set()
+    for stage in STAGES:
+        names = [""] if stage not in ("step-two", "bound", "predict") else models(before)
+        for model in names:
+            group = {"step-two": "step_two/", "bound": "bounds/", "predict": ""}.get(stage, "")
+            if model.startswith(group) and stage_options(before, stage, model=model) != stage_options(after, stage, model=model):
+                readers.add(f"{stage} {model}".strip())
+    return readers - {"table5"}
+
+
+def test_a_key_concerns_the_stages_that_read_it(raw: dict[str, Any]) -> None:
+    assert _readers(raw, "evaluation", "crf", "iterations", value=5) == {"evaluate"}
+    assert _readers(raw, "one_step", "mining", "ratio", value=0.5) == {"one-step"}
+    assert _readers(raw, "one_step", "network", "start", value="x") == set()
+    assert _readers(raw, "step_two", "mobilenet_v2", "train", "steps", value=5) == {"step-two step_two/mobilenet_v2"}
+    assert _readers(raw, "step_two", "mobilenet_v2", "label", value="x") == set()
+    assert _readers(raw, "runtime", "workers", value=3) == set()
+    assert _readers(raw, "pseudo_masks", "confidence", value=0.5) == {"pseudo-masks"}

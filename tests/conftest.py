@@ -1,0 +1,35 @@
+"""Fixtures for all tests: optional reference material (skipped where absent) and small made inputs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(os.environ.get("RRM_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+def _reference(relative: str) -> Path:
+    path = SHARED / relative
+    if not path.exists():
+        pytest.skip(f"reference material {relative} is not on this machine (set RRM_SHARED to its folder)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+    """Folder with recorded inputs and outputs of the authors' code."""
+    return _reference("goldens")
+
+
+@pytest.fixture(scope="session")
+def voc_mini() -> Path:
+    """Folder with a few hundred real VOC 2012 photos in VOC layout."""
+    return _reference("data/voc2012_mini")
+
+
+@pytest.fixture(scope="session")
+def mobilenet_weights() -> Path:
+    """ImageNet MobileNetV2 weights of the TensorFlow flavour."""
+    return _reference("weights/mobilenet_v2_imagenet.pth")
