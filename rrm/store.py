@@ -1,0 +1,400 @@
+"""HDF5 stores: files of per-image arrays that are written once, atomically, and read-only after that.
+
+Every stage hands its result to the next one in such a store. A store is one HDF5 file:
+
+* file attributes: `magic`, `version` (of this layout), `kind` (what the arrays mean, for example "photos",
+  "masks", "pseudo_masks" or "probabilities"), `config` (the resolved configuration as JSON), `code` (content
+  hash of the code that wrote it) and `complete` (set last);
+* one data set `<number>.<name>` for each array of each record;
+* one data set `index`: JSON with the record ids in their order, the CRC-32 of each array and the extra
+  attributes.
+
+No implementation of an equation lives here. The same input gives the same bytes: nothing in the file depends
+on the time. A reader refuses foreign, truncated, incomplete, outdated and wrong-kind files with one clear
+line, and checks the CRC-32 of each array it reads. Reading takes no file lock and opens its handle per
+process, so `DataLoader` workers can share a `Store`.
+
+Compression was chosen by measurement (120 VOC photos of 500 x 375 on one core; size in MB, reading in ms a
+photo): none 65 and 0.10, LZF 54 and 1.13, gzip level 1 46 and 2.24, JPEG 11 and 1.04. Decoded photos hardly
+shrink, so they are stored as they are: the fastest to read for training. Masks and probability maps shrink
+well, so LZF is the default.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from rrm.errors import RRMError
+
+MAGIC = "rrm-store"
+FORMAT_VERSION = 1
+# What h5py raises on damaged metadata, depending on where the damage is.
+_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError)
+_AGAIN = "delete it and run the stage that writes it again"
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside `path`; rename it to `path` when the block ends well, remove it otherwise.
+
+    The temporary name contains the process id and keeps the suffix (writers that choose a format by suffix
+    work). The file is flushed to disk before the rename, so that `path` is at any time absent, the old file
+    or the whole new one.
+
+    Args:
+        path: the file to write. Its folder is made when it is missing.
+
+    Yields:
+        The temporary path, on which the block must create a regular file.
+
+    Raises:
+        RRMError: the block ended without having created the file.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with atomic_path(folder / "table.csv") as temporary:
+        ...     _ = temporary.write_text("a,b\\n")
+        >>> [entry.name for entry in folder.iterdir()]
+        ['table.csv']
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.stem}.tmp-{os.getpid()}{target.suffix}")
+    try:
+        yield temporary
+        if not temporary.is_file():
+            raise RRMError(
+                f"{target}: expected a file written to {temporary.name}, got none: write to the given path"
+            )
+        _sync(temporary)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    with suppress(OSError):  # some network file systems cannot flush a folder; the file itself is safe
+        _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _to_json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+class StoreWriter:
+    """Write a store record by record; the file appears under its name only when the `with` block ends well.
+
+    Arrays of 4 KiB and more are compressed as one chunk each, after a byte shuffle where an element has
+    several bytes; smaller ones are stored as they are.
+
+    Args:
+        path: the file to write.
+        kind: what the arrays mean; readers ask for it.
+        config: the resolved configuration of the stage, JSON-serialisable.
+        code: content hash of the code that writes (any text).
+        attrs: further facts for readers, JSON-serialisable (for example `{"split": "train"}`); the attribute
+            `attrs` of the writer may be changed until the block ends.
+        compression: "lzf", or None for arrays that hardly shrink, such as photos.
+
+    Raises:
+        RRMError: an id twice, an empty record, an array that HDF5 cannot hold, or a `config` that is not
+            JSON.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "masks.h5"
+        >>> with StoreWriter(path, "masks", config={"side": 4}, code="abc", attrs={"split": "val"}) as writer:
+        ...     writer.add("cat", {"mask": np.zeros((4, 4), np.uint8)})
+        >>> store = Store(path, "masks")
+        >>> store.ids, store.config, store.attrs, store["cat"]["mask"].shape
+        (('cat',), {'side': 4}, {'split': 'val'}, (4, 4))
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        kind: str,
+        config: Mapping[str, Any],
+        code: str,
+        attrs: Mapping[str, Any] | None = None,
+        compression: str | None = "lzf",
+    ) -> None:
+        self.path = Path(path)
+        self.kind = kind
+        self.attrs: dict[str, Any] = dict(attrs or {})
+        self._code = code
+        self._compression = compression
+        self._checksums: dict[str, dict[str, int]] = {}
+        try:
+            self._config = _to_json(dict(config))
+        except (TypeError, ValueError) as error:
+            raise RRMError(
+                f"{self.path}: config: expected values that JSON can hold, got {error}: convert them"
+            ) from error
+
+    def __enter__(self) -> StoreWriter:
+        self._atomic = atomic_path(self.path)
+        temporary = self._atomic.__enter__()
+        self._file = h5py.File(temporary, "w", libver=("v108", "v108"), locking=False)
+        self._header = {"magic": MAGIC, "kind": self.kind, "config": self._config, "code": self._code or "-"}
+        for name, text in self._header.items():
+            self._file.attrs[name] = np.bytes_(text.encode())
+        self._file.attrs["version"] = FORMAT_VERSION
+        self._file.attrs["complete"] = np.uint8(0)
+        return self
+
+    def add(self, record: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Append one record.
+
+        Args:
+            record: its id, unique in the store.
+            arrays: named arrays, numeric or boolean, of any shape; at least one.
+        """
+        if record in self._checksums:
+            raise RRMError(
+                f"{self.path}: record {record!r}: expected each id once, got it twice: remove the double"
+            )
+        if not arrays:
+            raise RRMError(
+                f"{self.path}: record {record!r}: expected at least one array, got none: give its arrays"
+            )
+        number = len(self._checksums)
+        self._checksums[record] = {name: self._write(f"{number:08d}.{name}", a) for name, a in arrays.items()}
+
+    def _write(self, name: str, value: NDArray[Any]) -> int:
+        array = np.require(value, requirements="C")
+        if array.dtype.kind not in "biuf":
+            raise RRMError(
+                f"{self.path}: {name}: expected numbers or booleans, got {array.dtype}: convert the array"
+            )
+        options: dict[str, Any] = {}
+        if self._compression is not None and array.nbytes >= 4096:
+            options = {"chunks": array.shape, "compression": self._compression, "shuffle": array.itemsize > 1}
+        self._file.create_dataset(name, data=array, track_times=False, **options)
+        return _checksum(array)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._finish()
+        except BaseException as failure:
+            self._file.close()
+            self._atomic.__exit__(type(failure), failure, failure.__traceback__)
+            raise
+        self._file.close()
+        self._atomic.__exit__(kind, error, trace)
+
+    def _finish(self) -> None:
+        index = {"ids": list(self._checksums), "crc32": list(self._checksums.values()), "attrs": self.attrs}
+        text = np.frombuffer(json.dumps(index, ensure_ascii=False).encode(), np.uint8)
+        self._file.create_dataset("index", data=text, track_times=False)
+        self._file.attrs["index_crc32"] = _index_checksum(text, self._header)
+        self._file.attrs["complete"] = np.uint8(1)
+
+
+def _checksum(array: NDArray[Any]) -> int:
+    """CRC-32 of the bytes of a C-contiguous array, started from its dtype and shape."""
+    head = f"{array.dtype.str}{array.shape}".encode()
+    return zlib.crc32(array.reshape(-1).view(np.uint8), zlib.crc32(head))  # type: ignore[arg-type]
+
+
+def _index_checksum(index: NDArray[np.uint8], header: Mapping[str, Any]) -> int:
+    """CRC-32 of the index and of the texts in the header."""
+    texts = "\0".join(str(header.get(name)) for name in ("magic", "kind", "config", "code"))
+    return zlib.crc32(texts.encode(), _checksum(index))
+
+
+class Store:
+    """Read a store that `StoreWriter` wrote.
+
+    The file is checked when the object is made. Its handle is opened at the first read, anew in each process,
+    and never
+    pickled: one object can be given to `DataLoader` workers started by fork or by spawn.
+
+    Args:
+        path: the file.
+        kind: the kind, or the kinds, that the caller can use.
+        code: content hash that the file must carry; None takes any.
+        config: resolved configuration that the file must carry; None takes any.
+
+    Attributes:
+        path, kind, code: as in the file.
+        config: dict, the resolved configuration that the file was written with.
+        attrs: dict, the extra attributes.
+        ids: tuple of str, the record ids in the order in which they were written.
+
+    Raises:
+        RRMError: one line that says which file, what was expected, what was found and what to do. When made:
+            a missing, foreign, truncated, incomplete or outdated file, or one of another kind, code or
+            config. When read: an unknown id or array name, or bytes that do not match their CRC-32.
+
+    Example:
+        >>> Store("missing.h5", "photos")
+        Traceback (most recent call last):
+        ...
+        rrm.errors.RRMError: missing.h5: expected a 'photos' store, got no file: run the stage that writes it
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        kind: str | Sequence[str],
+        code: str | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self._wanted = (kind,) if isinstance(kind, str) else tuple(kind)
+        self._handle: h5py.File | None = None
+        self._handle_pid = -1
+        with self._open() as file:
+            self._read_header(file)
+            self._read_index(file)
+        self._check("code", code, self.code)
+        self._check("config", None if config is None else json.loads(_to_json(dict(config))), self.config)
+
+    def _fault(self, got: str, action: str = _AGAIN) -> RRMError:
+        kinds = " or ".join(repr(kind) for kind in self._wanted)
+        return RRMError(f"{self.path}: expected a {kinds} store, got {got}: {action}")
+
+    def _check(self, name: str, expected: object, got: object) -> None:
+        if expected is not None and expected != got:
+            raise RRMError(f"{self.path}: {name}: expected {expected!r}, got {got!r}: {_AGAIN}")
+
+    def _open(self) -> h5py.File:
+        if not self.path.is_file():
+            found = "a folder" if self.path.is_dir() else "no file"
+            raise self._fault(found, "run the stage that writes it")
+        try:
+            return h5py.File(self.path, "r", locking=False)
+        except OSError as error:
+            raise self._fault(_why_not_open(self.path, error)) from error
+
+    def _read_header(self, file: h5py.File) -> None:
+        try:
+            header = {name: _text(value) for name, value in file.attrs.items()}
+        except _DAMAGE as error:
+            raise self._fault("a damaged header") from error
+        if header.get("magic") != MAGIC:
+            raise self._fault("an HDF5 file of other origin", "give the path of a file that rrm wrote")
+        if header.get("version") != FORMAT_VERSION:
+            raise self._fault(f"format version {header.get('version')} (this code reads {FORMAT_VERSION})")
+        if header.get("kind") not in self._wanted:
+            raise self._fault(f"a {header.get('kind')!r} store", "give the path of the right file")
+        if header.get("complete") != 1:
+            raise self._fault("a file whose writing was broken off")
+        self.kind = str(header["kind"])
+        self.code = str(header.get("code"))
+        self.config: dict[str, Any] = self._parse(header.get("config"))
+        self._header = header
+
+    def _parse(self, text: Any) -> dict[str, Any]:
+        try:
+            value: dict[str, Any] = json.loads(text)
+        except (TypeError, ValueError) as error:
+            raise self._fault("a damaged configuration or index") from error
+        return value
+
+    def _read_index(self, file: h5py.File) -> None:
+        try:
+            data = file["index"][()]
+        except _DAMAGE as error:
+            raise self._fault("a file without a readable index") from error
+        if _index_checksum(data, self._header) != self._header.get("index_crc32"):
+            raise self._fault("a damaged header or index (its CRC-32 does not match)")
+        index = self._parse(data.tobytes())
+        self.ids: tuple[str, ...] = tuple(index["ids"])
+        self.attrs: dict[str, Any] = index["attrs"]
+        self._checksums: list[dict[str, int]] = index["crc32"]
+        self._numbers = {record: number for number, record in enumerate(self.ids)}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, record: object) -> bool:
+        return record in self._numbers
+
+    def __getitem__(self, record: str) -> dict[str, NDArray[Any]]:
+        """All arrays of one record, by name."""
+        return {name: self.read(record, name) for name in self.names(record)}
+
+    def names(self, record: str) -> tuple[str, ...]:
+        """Names of the arrays of one record."""
+        if record not in self._numbers:
+            raise RRMError(
+                f"{self.path}: expected an id of this store, got {record!r}: see its {len(self)} ids"
+            )
+        return tuple(self._checksums[self._numbers[record]])
+
+    def read(self, record: str, name: str) -> NDArray[Any]:
+        """One array of one record, as it was written.
+
+        Args:
+            record: an element of `ids`.
+            name: one of `names(record)`.
+
+        Returns:
+            A new array with the dtype and shape that were given to `StoreWriter.add`.
+        """
+        names = self.names(record)
+        if name not in names:
+            raise RRMError(
+                f"{self.path}: record {record!r}: expected one of {', '.join(names)}, got {name!r}"
+            )
+        number = self._numbers[record]
+        try:
+            array: NDArray[Any] = np.asarray(self._file()[f"{number:08d}.{name}"][()])
+        except _DAMAGE as error:
+            raise self._fault(f"no readable array {name!r} of record {record!r}") from error
+        if _checksum(array) != self._checksums[number][name]:
+            raise self._fault(f"damaged bytes in array {name!r} of record {record!r} (CRC-32 does not match)")
+        return array
+
+    def _file(self) -> h5py.File:
+        if self._handle is None or self._handle_pid != os.getpid():
+            self._handle, self._handle_pid = self._open(), os.getpid()
+        return self._handle
+
+    def close(self) -> None:
+        """Close the handle of this process; a later read opens it again."""
+        if self._handle is not None and self._handle_pid == os.getpid():
+            self._handle.close()
+        self._handle = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handle": None, "_handle_pid": -1}
+
+
+def _text(value: Any) -> Any:
+    """A header value as Python sees it: text from fixed-length bytes, numbers as they are."""
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _why_not_open(path: Path, error: OSError) -> str:
+    text = str(error)
+    if isinstance(error, PermissionError) or error.errno == 13:
+        return "a file that may not be read"
+    if "truncated" in text:
+        return "a truncated file"
+    with path.open("rb") as file:
+        signed = file.read(8) == b"\x89HDF\r\n\x1a\n"
+    return "a truncated or damaged HDF5 file" if signed else "a file that is not HDF5"

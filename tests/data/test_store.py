@@ -1,0 +1,337 @@
+"""Stores: round trip, determinism, refusal of every kind of wrong file, use from several processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import shutil
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from rrm.errors import RRMError
+from rrm.store import FORMAT_VERSION, Store, StoreWriter, atomic_path
+
+ARRAYS = {
+    "uint8": np.arange(90 * 80 * 3, dtype=np.uint8).reshape(90, 80, 3),
+    "bool": np.eye(80, dtype=bool),
+    "float16": np.linspace(0, 1, 4 * 50 * 60).reshape(4, 50, 60).astype(np.float16),
+    "float32": np.random.default_rng(0).random((3, 40, 41), dtype=np.float32),
+    "int64": np.array([-1, 2**40]),
+    "scalar": np.array(3.5),
+    "empty": np.zeros((0, 7), np.uint8),
+    "strided": np.arange(10000).reshape(100, 100)[::2, ::-1],
+}
+
+
+def write(path: Path, kind: str = "masks", records: int = 3, **options: object) -> Path:
+    with StoreWriter(path, kind, {"b": 1, "a": [1.5, None]}, "c0de", {"split": "val"}, **options) as writer:  # type: ignore[arg-type]
+        for number in range(records):
+            writer.add(f"photo/{number} ä", {**ARRAYS, "number": np.array(number)})
+    return path
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    return write(tmp_path / "store.h5")
+
+
+def one_line(error: pytest.ExceptionInfo[RRMError], path: Path) -> str:
+    text = str(error.value)
+    assert "\n" not in text and text.startswith(f"{path}: expected ") and ", got " in text
+    assert text.rsplit(": ", 1)[1]  # what to do
+    return text
+
+
+# ---- round trip ----
+
+
+@pytest.mark.parametrize("compression", ["lzf", None])
+def test_arrays_come_back_as_they_were(tmp_path: Path, compression: str | None) -> None:
+    store = Store(write(tmp_path / "store.h5", compression=compression), "masks")
+    assert store.ids == ("photo/0 ä", "photo/1 ä", "photo/2 ä")
+    assert (len(store), "photo/1 ä" in store, "other" in store) == (3, True, False)
+    record = store["photo/2 ä"]
+    assert record.pop("number") == 2
+    assert list(record) == list(ARRAYS)
+    for name, expected in ARRAYS.items():
+        assert record[name].dtype == expected.dtype and record[name].shape == expected.shape
+        np.testing.assert_array_equal(record[name], expected)
+
+
+def test_header_comes_back(stored: Path) -> None:
+    store = Store(stored, ("photos", "masks"), code="c0de", config={"a": (1.5, None), "b": 1})
+    assert (store.kind, store.code) == ("masks", "c0de")
+    assert store.config == {"a": [1.5, None], "b": 1}
+    assert store.attrs == {"split": "val"}
+
+
+def test_a_store_without_records_is_complete(tmp_path: Path) -> None:
+    assert Store(write(tmp_path / "store.h5", records=0), "masks").ids == ()
+
+
+def test_same_input_gives_same_bytes(tmp_path: Path) -> None:
+    first = write(tmp_path / "first.h5").read_bytes()
+    time.sleep(1.1)  # HDF5 times have a resolution of one second
+    assert write(tmp_path / "second.h5").read_bytes() == first
+
+
+def test_compression_pays_for_masks(tmp_path: Path) -> None:
+    sizes = {}
+    for compression in ("lzf", None):
+        with StoreWriter(tmp_path / "masks.h5", "masks", {}, "", compression=compression) as writer:
+            writer.add("a", {"mask": np.zeros((300, 400), np.uint8)})
+        sizes[compression] = (tmp_path / "masks.h5").stat().st_size
+    assert sizes["lzf"] * 10 < sizes[None]
+
+
+# ---- writing ----
+
+
+def test_nothing_appears_when_writing_fails(tmp_path: Path) -> None:
+    path = tmp_path / "store.h5"
+    with pytest.raises(ZeroDivisionError), StoreWriter(path, "masks", {}, "") as writer:
+        writer.add("a", ARRAYS)
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_old_file_stays_when_writing_fails(stored: Path) -> None:
+    before = stored.read_bytes()
+    with pytest.raises(ZeroDivisionError), StoreWriter(stored, "masks", {}, "") as writer:
+        writer.add("a", ARRAYS)
+        raise ZeroDivisionError
+    assert stored.read_bytes() == before and len(list(stored.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([("a", {"x": np.zeros(1)}), ("a", {"x": np.zeros(1)})], "each id once"),
+        ([("a", {})], "at least one array"),
+        ([("a", {"x": np.array(["text"])})], "numbers or booleans"),
+        ([("a", {"x": np.array([{}], dtype=object)})], "numbers or booleans"),
+    ],
+)
+def test_bad_records_are_refused(tmp_path: Path, records: list[tuple[str, dict]], message: str) -> None:  # type: ignore[type-arg]
+    path = tmp_path / "store.h5"
+    with pytest.raises(RRMError, match=message), StoreWriter(path, "masks", {}, "") as writer:
+        for name, arrays in records:
+            writer.add(name, arrays)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_attrs_that_are_not_json_leave_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(TypeError), StoreWriter(tmp_path / "s.h5", "masks", {}, "", {"x": object()}):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RRMError, match="config"):
+        StoreWriter(tmp_path / "s.h5", "masks", {"x": object()}, "")
+
+
+# ---- atomic_path ----
+
+
+def test_atomic_path_names_the_process_and_keeps_the_suffix(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "figure.png"
+    with atomic_path(target) as temporary:
+        assert temporary.parent == target.parent and temporary.suffix == ".png"
+        assert str(os.getpid()) in temporary.name and temporary.name.startswith(".")
+        temporary.write_bytes(b"1")
+        assert not target.exists()
+    assert target.read_bytes() == b"1" and list(target.parent.iterdir()) == [target]
+
+
+def test_atomic_path_wants_a_file(tmp_path: Path) -> None:
+    with pytest.raises(RRMError, match="got none"), atomic_path(tmp_path / "x.csv"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_atomic_path_replaces_and_cleans_up(tmp_path: Path) -> None:
+    target = tmp_path / "x.csv"
+    target.write_text("old")
+    with pytest.raises(KeyboardInterrupt), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
+    with atomic_path(target) as temporary:
+        temporary.write_text("new")
+    assert target.read_text() == "new"
+
+
+# ---- refusing ----
+
+
+@pytest.mark.parametrize("share", [0.0, 0.00001, 0.0005, 0.01, 0.3, 0.9, 0.99999])
+def test_truncated_files_are_refused(stored: Path, share: float) -> None:
+    data = stored.read_bytes()
+    stored.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(RRMError) as error:
+        Store(stored, "masks")
+    text = one_line(error, stored)
+    assert "truncated" in text or "not HDF5" in text
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    for path, got in ((tmp_path / "none.h5", "no file"), (tmp_path, "a folder")):
+        with pytest.raises(RRMError) as error:
+            Store(path, "masks")
+        assert f"got {got}" in one_line(error, path)
+
+
+def test_foreign_files(tmp_path: Path) -> None:
+    text = tmp_path / "text.h5"
+    text.write_text("not HDF5 at all, but longer than a signature")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["weights"] = np.zeros(3)
+        file.attrs["magic"] = "something else"
+        file.attrs["odd"] = [1, 2, 3]
+    for path, got in ((text, "not HDF5"), (tmp_path / "other.h5", "other origin")):
+        with pytest.raises(RRMError) as error:
+            Store(path, "masks")
+        assert got in one_line(error, path)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "got"),
+    [
+        ("version", FORMAT_VERSION - 1, f"format version {FORMAT_VERSION - 1}"),
+        ("version", FORMAT_VERSION + 1, f"format version {FORMAT_VERSION + 1}"),
+        ("complete", 0, "broken off"),
+        ("kind", b"photos", "a 'photos' store"),
+        ("config", b"{", "damaged configuration"),
+        ("code", b"c0dd", "damaged header or index"),
+        ("index_crc32", 1, "damaged header or index"),
+    ],
+)
+def test_other_headers_are_refused(stored: Path, attribute: str, value: object, got: str) -> None:
+    with h5py.File(stored, "r+") as file:
+        file.attrs[attribute] = value
+    with pytest.raises(RRMError) as error:
+        Store(stored, "masks")
+    assert got in one_line(error, stored)
+
+
+def test_missing_index_is_refused(stored: Path) -> None:
+    with h5py.File(stored, "r+") as file:
+        del file["index"]
+    with pytest.raises(RRMError) as error:
+        Store(stored, "masks")
+    assert "without a readable index" in one_line(error, stored)
+
+
+def test_wrong_kind_names_all_that_would_do(stored: Path) -> None:
+    with pytest.raises(RRMError) as error:
+        Store(stored, ("photos", "pseudo_masks"))
+    assert "expected a 'photos' or 'pseudo_masks' store, got a 'masks' store" in one_line(error, stored)
+
+
+def test_other_code_or_config_is_refused(stored: Path) -> None:
+    with pytest.raises(RRMError, match="code: expected 'new', got 'c0de'"):
+        Store(stored, "masks", code="new")
+    with pytest.raises(RRMError, match="config: expected"):
+        Store(stored, "masks", config={"a": 1})
+
+
+def test_changed_bytes_are_noticed(tmp_path: Path) -> None:
+    path = write(tmp_path / "store.h5", compression=None)
+    data = bytearray(path.read_bytes())
+    at = data.find(ARRAYS["uint8"].tobytes())
+    assert at > 0
+    data[at + 1000] ^= 1
+    path.write_bytes(data)
+    store = Store(path, "masks")
+    with pytest.raises(RRMError) as error:
+        store.read("photo/0 ä", "uint8")
+    assert "CRC-32" in one_line(error, path)
+    np.testing.assert_array_equal(store.read("photo/1 ä", "uint8"), ARRAYS["uint8"])
+
+
+def test_every_flipped_byte_is_refused_or_harmless(tmp_path: Path) -> None:
+    """Wherever one byte changes, the store is refused with an RRMError or reads what was written."""
+    path = tmp_path / "store.h5"
+    with StoreWriter(path, "masks", {}, "") as writer:
+        writer.add("a", {"mask": np.arange(5000, dtype=np.uint16).reshape(50, 100)})
+    data = path.read_bytes()
+    refused = 0
+    for at in range(0, len(data), 7):
+        changed = bytearray(data)
+        changed[at] ^= 0x10
+        path.write_bytes(changed)
+        try:
+            store = Store(path, "masks")
+            if store.ids == ("a",):
+                np.testing.assert_array_equal(store.read("a", "mask").ravel(), np.arange(5000))
+            store.close()
+        except RRMError:
+            refused += 1
+    assert refused > len(data) / 7 / 10  # many bytes are unused: HDF5 leaves room in its tables
+
+
+def test_unknown_ids_and_names(stored: Path) -> None:
+    store = Store(stored, "masks")
+    with pytest.raises(RRMError, match="expected an id of this store, got 'x'"):
+        store["x"]
+    with pytest.raises(RRMError, match="expected one of uint8, bool"):
+        store.read("photo/0 ä", "x")
+
+
+# ---- processes ----
+
+
+def read_in_child(store: Store, queue: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
+    queue.put([float(store.read(name, "float32").sum()) for name in store.ids])
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_other_processes_can_read_an_open_store(stored: Path, method: str) -> None:
+    context = multiprocessing.get_context(method)
+    store, queue = Store(stored, "masks"), context.Queue()
+    expected = [float(store.read(name, "float32").sum()) for name in store.ids]  # opens the handle here
+    children = [context.Process(target=read_in_child, args=(store, queue)) for _ in range(2)]
+    for child in children:
+        child.start()
+    assert [queue.get(timeout=60) for _ in children] == [expected, expected]
+    for child in children:
+        child.join(timeout=60)
+    assert float(store.read(store.ids[0], "float32").sum()) == expected[0]
+
+
+def test_pickle_leaves_the_handle_out(stored: Path) -> None:
+    store = Store(stored, "masks")
+    store.read(store.ids[0], "bool")
+    copy = pickle.loads(pickle.dumps(store))
+    np.testing.assert_array_equal(copy.read(copy.ids[0], "bool"), ARRAYS["bool"])
+
+
+def test_closed_stores_open_again(stored: Path) -> None:
+    store = Store(stored, "masks")
+    store.read(store.ids[0], "bool")
+    store.close()
+    store.close()
+    np.testing.assert_array_equal(store.read(store.ids[0], "bool"), ARRAYS["bool"])
+
+
+def test_reading_changes_nothing_and_needs_no_write_permission(stored: Path) -> None:
+    before = stored.read_bytes()
+    stored.chmod(0o444)
+    stored.parent.chmod(0o555)
+    try:
+        Store(stored, "masks")[Store(stored, "masks").ids[0]]
+    finally:
+        stored.parent.chmod(0o755)
+    assert stored.read_bytes() == before
+
+
+def test_a_reader_survives_replacement_of_the_file(stored: Path, tmp_path: Path) -> None:
+    store = Store(stored, "masks")
+    store.read(store.ids[0], "bool")
+    other = tmp_path / "copy.h5"
+    shutil.copy(stored, other)
+    os.replace(other, stored)
+    np.testing.assert_array_equal(store.read(store.ids[1], "bool"), ARRAYS["bool"])
