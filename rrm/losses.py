@@ -1,0 +1,470 @@
+"""Losses: classification, cross-entropy on reliable pixels, dense energy, and their joint loss (Eq. 8-14).
+
+    L_joint  = L_ce + L_energy                                                 Eq. 8
+    E(i, j)  = G(i, j) sum_c P_c(i) (1 - P_c(j))                                Eq. 12
+    L_energy = sum_i S(i) sum_{j != i} E(i, j)                                  Eq. 13
+    S(i)     = 1 - max_c P_c(i) where i is labelled, else 1                     Eq. 14
+
+The authors' code drops the constant of Eq. 12 (hence negative values), keeps j = i, does not normalise G, and
+passes back a gradient that is not the derivative. `DenseEnergyLoss` has a switch for each.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rrm.errors import RRMError
+from rrm.gaussian import GaussianFilter, position_colour_features
+
+UNLABELLED = 255
+_CLASSIFICATION = ("multilabel-soft-margin", "softmax")
+_CROSS_ENTROPY = ("balanced", "mean", "sum")
+_FORMS = ("reference", "paper")
+_GRADIENTS = ("reference", "exact")
+_NORMALIZATIONS = ("none", "row", "mean")
+_BACKENDS = ("auto", "lattice", "exact")
+
+
+def classification_loss(
+    logits: torch.Tensor, labels: torch.Tensor, kind: str = "multilabel-soft-margin"
+) -> torch.Tensor:
+    """Loss of the classification branch against image-level labels.
+
+    Args:
+        logits: (N,C) float.
+        labels: (N,C) multi-hot, 0 or 1, any dtype.
+        kind: "multilabel-soft-margin" (the authors' code: one logistic loss a class, averaged) or "softmax"
+            (the paper's words: cross-entropy against the labels divided by their number; images without
+            labels add nothing).
+
+    Returns:
+        Scalar, mean over images; differentiable.
+
+    Raises:
+        RRMError: shapes differ or the kind is unknown.
+
+    Example:
+        >>> round(classification_loss(torch.zeros(1, 2), torch.tensor([[1, 0]])).item(), 4)
+        0.6931
+    """
+    _check_choice("classification loss kind", kind, _CLASSIFICATION)
+    if logits.ndim != 2 or logits.shape != labels.shape:
+        raise RRMError(
+            f"classification loss: expected logits and labels (N,C), got {_shape(logits)} and "
+            f"{_shape(labels)}"
+        )
+    scores, target = logits.float() if logits.dtype != torch.float64 else logits, labels.to(logits.device)
+    if kind == "multilabel-soft-margin":
+        return F.multilabel_soft_margin_loss(scores, target.to(scores.dtype))
+    share = target.to(scores.dtype) / target.sum(dim=1, keepdim=True).clamp(min=1)
+    return -(share * scores.log_softmax(dim=1)).sum(dim=1).mean()
+
+
+def balanced_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, mode: str = "balanced"
+) -> torch.Tensor:
+    """Cross-entropy over labelled pixels (Eq. 9).
+
+    Args:
+        logits: (N,K,H,W) float, background first.
+        labels: (N,H,W) integer: 0 background, 1..K-1 foreground, 255 ignored.
+        mode: "balanced" is the mean over labelled background plus the mean over labelled foreground (the
+            authors' code), "mean" the mean over all labelled pixels, "sum" their sum (Eq. 9; grows with crop
+            and batch).
+
+    Returns:
+        Scalar. A mean over no pixel is zero with zero gradient (the authors' code gives NaN there).
+
+    Raises:
+        RRMError: shapes do not fit, labels are no integers or above K-1, or the mode is unknown.
+
+    Example:
+        >>> labels = torch.tensor([[[0, 1, 255]]])
+        >>> round(balanced_cross_entropy(torch.zeros(1, 2, 1, 3), labels).item(), 4)
+        1.3863
+    """
+    _check_choice("cross-entropy mode", mode, _CROSS_ENTROPY)
+    target = _checked_labels(logits, labels)
+    scores = logits if logits.dtype == torch.float64 else logits.float()
+    pixels = F.cross_entropy(scores, target, ignore_index=UNLABELLED, reduction="none")
+    if mode == "sum":
+        return pixels.sum()
+    if mode == "mean":
+        return _masked_mean(pixels, target != UNLABELLED)
+    return _masked_mean(pixels, target == 0) + _masked_mean(pixels, (target != 0) & (target != UNLABELLED))
+
+
+class DenseEnergyLoss(nn.Module):
+    """Gated dense energy: close pixels of like colour should agree, most of all where no label holds them
+    (Eq. 10-14).
+
+    With s the masked softmax, g the gate S(i) and W the Gaussian kernel, the value of one image is -sum_i g_i
+    s_i . (W s)_i ("reference") or sum_i g_i (r_i (W r)_i - s_i . (W s)_i) ("paper", r the valid mask, >= 0).
+    Images are averaged.
+
+    Args:
+        weight: factor of the loss. 1e-7 holds for 321-pixel crops at scale 0.5, `normalize="none"` and the
+            lattice: the sums run over pixels, and an exact kernel is about 1.7 times the lattice's.
+        sigma_rgb: colour standard deviation, levels of 0..255. The paper's text has the two sigmas swapped.
+        sigma_xy: position standard deviation, pixels of the images as passed in; follows `scale` or `grid`.
+        scale: everything is computed at this share of the size, in (0, 1]: images, mask, labels by nearest,
+            probabilities bilinearly.
+        gradient: "reference" is -2 g (W s) / N, which ignores that the gate breaks the kernel's symmetry (not
+            the derivative of the value: relative distance about 0.2, cosine 0.99); "exact" is the derivative.
+        backend: "lattice", "exact", or "auto": exact with `grid` or without `include_self`, else the lattice.
+        form: "reference" or "paper", the value above. Sets the defaults of the next two.
+        normalize: "none", "row" (each row of W sums to one over valid pixels) or "mean" (W divided by an
+            image's mean row sum). None means "none" for the form "reference", "row" for "paper".
+        include_self: whether j = i counts. None means True for "reference", False for "paper". False needs
+            the exact kernel.
+        grid: number of rows and columns, or (rows, columns), of a fixed grid instead of `scale`: images and
+            probabilities are averaged onto it. Fast on a CPU at 32; with "row" a weight of about 2 is in
+            balance with the cross-entropy, whatever the crop.
+        average_pixels: whether an image's sum is divided by its number of pixels at the working size. None
+            means True with `grid`, else False (the authors' code).
+        differentiate_gate: for `gradient="exact"`: whether the gate's own derivative is part of it. False
+            holds the gate fixed: -(g (W s) + W^T (g s)) / N.
+
+    Raises:
+        RRMError: an argument or an input is out of range; the message names it.
+
+    Source:
+        Zhang et al., AAAI 2020; Tang et al., ECCV 2018.
+
+    Example:
+        >>> loss = DenseEnergyLoss(weight=1.0)
+        >>> images, probs = torch.zeros(1, 3, 8, 8), torch.full((1, 2, 8, 8), 0.5)
+        >>> bool(loss(images, probs, torch.ones(1, 8, 8, dtype=torch.bool), torch.full((1, 8, 8), 255)) < 0)
+        True
+    """
+
+    def __init__(
+        self,
+        weight: float = 1e-7,
+        sigma_rgb: float = 15,
+        sigma_xy: float = 100,
+        scale: float = 0.5,
+        gradient: str = "reference",
+        backend: str = "auto",
+        *,
+        form: str = "reference",
+        normalize: str | None = None,
+        include_self: bool | None = None,
+        grid: int | tuple[int, int] | None = None,
+        average_pixels: bool | None = None,
+        differentiate_gate: bool = True,
+    ) -> None:
+        super().__init__()
+        _check_choice("energy form", form, _FORMS)
+        self.weight, self.sigma_rgb, self.sigma_xy, self.scale = weight, sigma_rgb, sigma_xy, scale
+        self.gradient, self.form, self.differentiate_gate = gradient, form, differentiate_gate
+        self.normalize = normalize if normalize is not None else ("none" if form == "reference" else "row")
+        self.include_self = include_self if include_self is not None else form == "reference"
+        self.grid = (grid, grid) if isinstance(grid, int) else grid
+        self.average_pixels = average_pixels if average_pixels is not None else self.grid is not None
+        fast = self.grid is None and self.include_self
+        self.backend = backend if backend != "auto" else ("lattice" if fast else "exact")
+        self._check_options(backend)
+
+    def extra_repr(self) -> str:
+        """Give all switches, for printing the module."""
+        names = (
+            "weight",
+            "sigma_rgb",
+            "sigma_xy",
+            "scale",
+            "gradient",
+            "backend",
+            "form",
+            "normalize",
+            "include_self",
+        )
+        every = (*names, "grid", "average_pixels", "differentiate_gate")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in every)
+
+    def forward(
+        self,
+        images: torch.Tensor,
+        probs: torch.Tensor,
+        valid: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Compute the loss.
+
+        Args:
+            images: (N,3,H,W), 0..255 RGB; uint8 or float; no gradient reaches them.
+            probs: (N,K,H,W) softmax; with `grid` any height and width will do.
+            valid: (N,H,W) bool (or 0 and 1), False marks padding; None means no padding.
+            labels: (N,H,W) integer, 255 = unlabelled; only that matters. None means all unlabelled (gate 1).
+
+        Returns:
+            Scalar `weight` * mean over images; float32, or float64 for float64 probabilities.
+
+        Raises:
+            RRMError: shapes do not fit one another.
+        """
+        self._check_inputs(images, probs, valid, labels)
+        with torch.autocast(device_type=probs.device.type, enabled=False):
+            dtype = torch.float64 if probs.dtype == torch.float64 else torch.float32
+            images = images.detach().to(probs.device, dtype)
+            valid = _as_map(valid, 1.0, images)
+            labels = _as_map(labels, UNLABELLED, images)
+            features, scores, mask, target = self._shrink(images, probs.to(dtype), valid, labels)
+            kernel = _Kernel(GaussianFilter(features, self.backend, self.include_self), self.normalize, mask)
+            value: torch.Tensor = _Energy.apply(
+                scores, kernel, mask, target != UNLABELLED, self.form, self.gradient, self.differentiate_gate
+            )
+            return value * (self.weight / mask.shape[1] if self.average_pixels else self.weight)
+
+    def _shrink(
+        self, images: torch.Tensor, probs: torch.Tensor, valid: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Bring all to the working size: features (N,P,5), probabilities (N,P,K), mask and labels (N,P)."""
+        if self.grid is not None:
+            rows, columns = self.grid
+            steps = (self.sigma_xy * columns / images.shape[3], self.sigma_xy * rows / images.shape[2])
+            images = F.adaptive_avg_pool2d(images, self.grid)
+            probs = probs if tuple(probs.shape[2:]) == self.grid else F.adaptive_avg_pool2d(probs, self.grid)
+            maps = F.interpolate(torch.stack([valid, labels], dim=1), size=self.grid)
+        else:
+            steps = (self.sigma_xy * self.scale, self.sigma_xy * self.scale)
+            images = F.interpolate(images, scale_factor=self.scale)
+            probs = F.interpolate(probs, scale_factor=self.scale, mode="bilinear", align_corners=False)
+            maps = F.interpolate(torch.stack([valid, labels], dim=1), scale_factor=self.scale)
+        features = position_colour_features(images, steps, self.sigma_rgb)
+        mask, target = maps.flatten(2).unbind(dim=1)
+        return features, probs.flatten(2).transpose(1, 2), mask, target
+
+    def _check_options(self, backend: str) -> None:
+        _check_choice("energy gradient", self.gradient, _GRADIENTS)
+        _check_choice("energy backend", backend, _BACKENDS)
+        _check_choice("energy normalize", self.normalize, _NORMALIZATIONS)
+        for name in ("sigma_rgb", "sigma_xy"):
+            if not getattr(self, name) > 0:
+                raise RRMError(
+                    f"energy {name}: expected a number > 0, got {getattr(self, name)!r}: the default is a "
+                    "good start"
+                )
+        if not self.weight >= 0:
+            raise RRMError(
+                f"energy weight: expected a number >= 0, got {self.weight!r}: use 0 to switch it off"
+            )
+        if not 0 < self.scale <= 1:
+            raise RRMError(
+                f"energy scale: expected a number in (0, 1], got {self.scale!r}: the authors use 0.5"
+            )
+        if self.grid is not None and (len(self.grid) != 2 or any(n < 2 or int(n) != n for n in self.grid)):
+            raise RRMError(
+                f"energy grid: expected an integer >= 2, two of them, or None, got {self.grid!r}: use 32"
+            )
+        if self.backend == "lattice" and not self.include_self:
+            raise RRMError(
+                "energy include_self: expected True with backend 'lattice', got False: use backend 'exact'"
+            )
+
+    def _check_inputs(
+        self,
+        images: torch.Tensor,
+        probs: torch.Tensor,
+        valid: torch.Tensor | None,
+        labels: torch.Tensor | None,
+    ) -> None:
+        if (
+            images.ndim != 4
+            or images.shape[1] != 3
+            or probs.ndim != 4
+            or len(images) != len(probs)
+            or 0 in probs.shape
+        ):
+            raise RRMError(
+                f"energy: expected images (N,3,H,W) and probs (N,K,H,W), got {_shape(images)} and "
+                f"{_shape(probs)}"
+            )
+        if self.grid is None and images.shape[2:] != probs.shape[2:]:
+            raise RRMError(
+                f"energy: expected probs of the images' size {_shape(images)[2:]}, got {_shape(probs)[2:]}: "
+                "resize them, or use grid"
+            )
+        if self.grid is None and min(images.shape[2:]) * self.scale < 1:
+            raise RRMError(
+                f"energy: expected at least one pixel at scale {self.scale}, got images of "
+                f"{_shape(images)[2:]}"
+            )
+        expected = (len(images), *images.shape[2:])
+        for name, each in (("valid", valid), ("labels", labels)):
+            if each is not None and tuple(each.shape) != expected:
+                raise RRMError(
+                    f"energy {name}: expected shape {expected}, got {_shape(each)}: one value a pixel, no "
+                    "class axis"
+                )
+
+
+class JointLoss(NamedTuple):
+    """Both parts of Eq. 8; `total` is what is minimised.
+
+    Example:
+        >>> JointLoss(torch.tensor(1.0), torch.tensor(-0.25)).total
+        tensor(0.7500)
+    """
+
+    cross_entropy: torch.Tensor
+    energy: torch.Tensor
+
+    @property
+    def total(self) -> torch.Tensor:
+        """Sum of the parts."""
+        return self.cross_entropy + self.energy
+
+
+def joint_loss(
+    logits: torch.Tensor,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    valid: torch.Tensor | None = None,
+    energy: DenseEnergyLoss | None = None,
+    mode: str = "balanced",
+) -> JointLoss:
+    """Loss of the segmentation branch: cross-entropy plus dense energy (Eq. 8).
+
+    Logits are resized bilinearly to the labels; with an energy on a fixed grid they are resized to that grid
+    for the energy, which is much cheaper than taking the softmax at full size.
+
+    Args:
+        logits: (N,K,h,w) float, any stride.
+        images: (N,3,H,W), 0..255 RGB.
+        labels: (N,H,W) integer, 255 = unlabelled.
+        valid: (N,H,W) bool, False marks padding: the energy alone looks at it, as in the authors' code.
+        energy: the energy loss; None leaves it out (the CE rows of the paper's Tables 1 and 2).
+        mode: of `balanced_cross_entropy`.
+
+    Returns:
+        `JointLoss` of two scalars; `.total` is their sum.
+
+    Raises:
+        RRMError: shapes do not fit.
+
+    Example:
+        >>> logits, images = torch.zeros(1, 2, 2, 2), torch.zeros(1, 3, 8, 8)
+        >>> joint_loss(logits, images, torch.full((1, 8, 8), 255)).total
+        tensor(0.)
+    """
+    size = (labels.shape[-2], labels.shape[-1])
+    scores = logits if logits.dtype == torch.float64 else logits.float()
+    full = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
+    cross_entropy = balanced_cross_entropy(full, labels, mode)
+    if energy is None:
+        return JointLoss(cross_entropy, torch.zeros_like(cross_entropy))
+    shown = (
+        full
+        if energy.grid is None
+        else F.interpolate(scores, size=energy.grid, mode="bilinear", align_corners=False)
+    )
+    return JointLoss(cross_entropy, energy(images, shown.softmax(dim=1), valid, labels))
+
+
+class _Kernel:
+    """W: a Gaussian filter, its rows divided by their sum over valid pixels, by the mean of those, or not."""
+
+    def __init__(self, gaussian: GaussianFilter, normalize: str, mask: torch.Tensor) -> None:
+        self._gaussian = gaussian
+        self._divisor: torch.Tensor | None = None
+        if normalize != "none":
+            sums = gaussian.apply(mask[:, :, None]).clamp(min=0)
+            if normalize == "mean":
+                count = mask.sum(dim=1).clamp(min=1)[:, None, None]
+                sums = (sums * mask[:, :, None]).sum(dim=1, keepdim=True) / count
+            self._divisor = torch.where(sums > 0, 1 / sums, 0)
+
+    def apply(self, values: torch.Tensor) -> torch.Tensor:
+        """W v for (N,P,K) values."""
+        filtered = self._gaussian.apply(values)
+        return filtered if self._divisor is None else filtered * self._divisor
+
+    def apply_transpose(self, values: torch.Tensor) -> torch.Tensor:
+        """Transposed W times v."""
+        return self._gaussian.apply_transpose(values if self._divisor is None else values * self._divisor)
+
+
+class _Energy(torch.autograd.Function):
+    """Mean energy of a batch; scores (N,P,K), mask (N,P), labelled (N,P)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        scores: torch.Tensor,
+        kernel: _Kernel,
+        mask: torch.Tensor,
+        labelled: torch.Tensor,
+        form: str,
+        gradient: str,
+        differentiate_gate: bool,
+    ) -> torch.Tensor:
+        strongest, winner = scores.max(dim=2)
+        gate = torch.where(labelled, (mask - strongest).clamp(min=0), 1.0)
+        masked = (scores * mask[:, :, None]).contiguous()
+        filtered = kernel.apply(masked)
+        pairs = -(masked * filtered).sum(dim=2)
+        if form == "paper":
+            pairs = pairs + mask * kernel.apply(mask[:, :, None])[:, :, 0]
+        gate_slope = pairs * (labelled & (gate > 0))
+        ctx.save_for_backward(masked, filtered, gate, mask, winner, gate_slope)
+        ctx.kernel, ctx.gradient, ctx.differentiate_gate = kernel, gradient, differentiate_gate
+        total = (gate * pairs).sum(dtype=torch.float64) / len(scores)
+        return total.to(scores.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        masked, filtered, gate, mask, winner, gate_slope = ctx.saved_tensors
+        gated = gate[:, :, None] * filtered
+        if ctx.gradient == "reference":
+            slope = -2 * gated * mask[:, :, None]
+        else:
+            slope = -(gated + ctx.kernel.apply_transpose(gate[:, :, None] * masked)) * mask[:, :, None]
+            if ctx.differentiate_gate:
+                slope.scatter_add_(2, winner[:, :, None], -gate_slope[:, :, None])
+        return (grad_output * slope / len(masked), None, None, None, None, None, None)
+
+
+def _checked_labels(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    if logits.ndim != 4 or tuple(labels.shape) != (len(logits), *logits.shape[2:]):
+        raise RRMError(
+            f"cross-entropy: expected logits (N,K,H,W) and labels (N,H,W), got {_shape(logits)} and "
+            f"{_shape(labels)}"
+        )
+    if labels.is_floating_point():
+        raise RRMError(
+            f"cross-entropy labels: expected an integer dtype, got {labels.dtype}: convert with .long()"
+        )
+    target = labels.to(logits.device, torch.int64)
+    if target.device.type == "cpu":  # a look at the values would stall a GPU; its own assertion fires there
+        wrong = target[(target != UNLABELLED) & ((target < 0) | (target >= logits.shape[1]))]
+        if len(wrong):
+            raise RRMError(
+                f"cross-entropy labels: expected 0..{logits.shape[1] - 1} or 255, got {int(wrong[0])}: check "
+                "num_classes"
+            )
+    return target
+
+
+def _masked_mean(pixels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return (pixels * mask).sum() / mask.sum().clamp(min=1)
+
+
+def _as_map(given: torch.Tensor | None, otherwise: float, images: torch.Tensor) -> torch.Tensor:
+    if given is None:
+        return torch.full_like(images[:, 0], otherwise)
+    return given.to(images.device, images.dtype)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise RRMError(f"{name}: expected one of {', '.join(choices)}, got {value!r}: choose one of them")
+
+
+def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)

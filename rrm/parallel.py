@@ -1,0 +1,115 @@
+"""Processes: how each one is set up, and work over images in several of them, with results in order.
+
+Results are the same for any number of processes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
+from typing import TypeVar
+
+import torch
+
+from rrm.errors import RRMError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h of glibc
+
+
+def prepare_process(threads: int) -> None:
+    """Set the threads of numeric libraries, and let the C library keep freed memory.
+
+    By default glibc gives every large block back to the kernel, so each activation of a network is paged in anew: with
+    MobileNetV2 on 16 crops of 256 pixels that was 0.6 of 1.0 seconds. Elsewhere than on Linux only the threads are set.
+
+    Args:
+        threads: >= 1.
+    """
+    torch.set_num_threads(threads)
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            libc.mallopt(_M_MMAP_MAX, 0)
+            libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+            libc.mallopt(_M_TOP_PAD, 64 << 20)
+
+
+def _prepare_worker() -> None:
+    """One thread each; the parent alone handles signals and ends its workers."""
+    prepare_process(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class WorkerPool:
+    """Processes that apply a function to items; with 0 workers the calling process does it.
+
+    Args:
+        workers: number of processes, >= 0. They start at the first use.
+
+    Example:
+        >>> with WorkerPool(0) as pool:
+        ...     list(pool.map(abs, [-1, 2]))
+        [1, 2]
+    """
+
+    def __init__(self, workers: int) -> None:
+        if workers < 0:
+            raise RRMError(f"workers: expected 0 or more processes, got {workers}")
+        self.workers = workers
+        self._executor: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Yield `function(item)` in the order of the items, a few items ahead.
+
+        Args:
+            function: importable by name, or a picklable object.
+            items: may be a generator; it is read at most three items a worker ahead.
+
+        Raises:
+            RRMError: a worker died (killed, or out of memory).
+        """
+        if self.workers == 0:
+            yield from map(function, items)
+            return
+        executor = self._started()
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(executor.submit(function, item))
+                if len(waiting) >= 3 * self.workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            self.close()
+            raise RRMError("workers: expected all processes to live, one died (killed or out of memory): try fewer") from None
+
+    def _started(self) -> ProcessPoolExecutor:
+        if self._executor is None:
+            context = multiprocessing.get_context("spawn")
+            self._executor = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_prepare_worker)
+        return self._executor
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._executor = None

@@ -1,0 +1,1 @@
+"""Figures that papers report, as data: they enter tables only in rows marked `reported`."""

@@ -1,0 +1,65 @@
+"""Stage `evaluate`: confusion matrices of every photo of a split, without and with CRF."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rrm.crf import DenseCRF
+from rrm.datasets.packing import open_masks
+from rrm.inference import labels_at
+from rrm.metrics import confusion_matrix
+from rrm.parallel import WorkerPool
+from rrm.progress import tracked
+from rrm.stages.call import Call
+from rrm.store import Store, StoreWriter
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """Scores one photo; opens its stores in the process that calls it."""
+
+    photos: Store
+    masks: Store
+    probabilities: Store
+    crf: DenseCRF
+    num_classes: int
+
+    def __call__(self, name: str) -> dict[str, npt.NDArray[np.int64]]:
+        image = self.photos.read(name, "image")
+        target = self.masks.read(name, "mask")
+        scores = self.probabilities.read(name, "probabilities").astype(np.float32)
+        size = (int(target.shape[0]), int(target.shape[1]))
+        refined = self.crf.scaled(max(image.shape[:2]) / max(size))(image, scores)
+        return {
+            "plain": confusion_matrix(labels_at(scores, size), target, self.num_classes),
+            "crf": confusion_matrix(labels_at(refined, size), target, self.num_classes),
+        }
+
+
+def run(call: Call) -> None:
+    """Write a store of kind "confusion": per photo `plain` and `crf`, (C+1, C+1) int64, rows true classes."""
+    split = call.options["split"]
+    photos = Store(call.input("photos"), "photos")
+    masks = open_masks(call.input("masks"), split, supervision="evaluation")
+    probabilities = Store(call.input("probabilities"), "probabilities")
+    facts = _facts(photos, probabilities, split)
+    scorer = _Scorer(photos, masks, probabilities, DenseCRF(**call.options["crf"]), len(photos.attrs["classes"]))
+    with (
+        WorkerPool(call.runtime["crf_workers"]) as pool,
+        StoreWriter(call.output, "confusion", call.options, call.code, attrs=facts) as writer,
+    ):
+        scored = pool.map(scorer, masks.ids)
+        names = tracked(zip(masks.ids, scored, strict=True), f"evaluate {split}", len(masks.ids), call.runtime["log_seconds"])
+        for name, matrices in names:
+            writer.add(name, matrices)
+
+
+def _facts(photos: Store, probabilities: Store, split: str) -> Mapping[str, Any]:
+    """What the tables check before they trust a matrix."""
+    trained = probabilities.attrs["trained"]
+    return {"split": split, "classes": photos.attrs["classes"], "trained_options": trained["options"]}

@@ -1,0 +1,23 @@
+"""Stage `one-step`: RRM training from image-level labels alone (Algorithm 1)."""
+
+from __future__ import annotations
+
+from rrm.crf import DenseCRF
+from rrm.regions import RegionMiner
+from rrm.stages.call import Call
+from rrm.stages.train import new_network, start_from, train
+from rrm.store import Store
+from rrm.tasks import OneStepTask
+
+
+def run(call: Call) -> None:
+    """Write the weights of a trained `RRMNet`. No mask is among the inputs."""
+    options = call.options["one_step"]
+    photos = Store(call.input("photos"), "photos")
+    network = new_network("rrm", photos, options["network"], call.options["seed"])
+    if "start" in call.inputs:
+        start_from(network, call.input("start"))
+    mining = {**options["mining"], "crf": DenseCRF(**options["mining"]["crf"])}
+    with RegionMiner(**mining, workers=call.runtime["crf_workers"]) as miner:
+        task = OneStepTask(network, miner, options["cam"], options["losses"], options["energy"])
+        train(call, "rrm", task, options["network"], options["train"])

@@ -1,0 +1,42 @@
+"""Stage `predict`: class probabilities of every photo of a split, at the size it was packed at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rrm.datasets.loading import split_ids
+from rrm.inference import cam_scores, for_storage, segmentation_probabilities
+from rrm.progress import tracked
+from rrm.stages.call import Call
+from rrm.stages.trained import load_trained
+from rrm.store import Store, StoreWriter
+from rrm.training import pick_device
+
+Predict = Callable[[str], npt.NDArray[np.float32]]
+
+
+def _predictor(call: Call, photos: Store, network: Any, device: str) -> Predict:
+    options = call.options
+    if "cam" in options:
+        cam, exponent = options["cam"], options["exponent"]
+        return lambda name: cam_scores(
+            network, photos.read(name, "image"), photos.read(name, "present"), cam["scales"], cam["average"], exponent, device
+        )
+    return lambda name: segmentation_probabilities(network, photos.read(name, "image"), options["views"], device)
+
+
+def run(call: Call) -> None:
+    """Write a store of kind "probabilities": per photo `probabilities` (C+1,H,W) float16."""
+    photos = Store(call.input("photos"), "photos")
+    device = pick_device(call.runtime["device"])
+    trained = load_trained(call.input("model"), device)
+    predict = _predictor(call, photos, trained.network, device)
+    ids = split_ids(photos, call.options["split"])
+    facts = {"split": call.options["split"], "trained": trained.facts}
+    with StoreWriter(call.output, "probabilities", call.options, call.code, attrs=facts) as writer:
+        for name in tracked(ids, f"predict {call.options['split']}", len(ids), call.runtime["log_seconds"]):
+            writer.add(name, {"probabilities": for_storage(predict(name))})

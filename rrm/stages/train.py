@@ -1,0 +1,100 @@
+"""What the training stages share: the network with its start weights, the batches, and one call of the loop."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rrm.datasets.augmentation import TrainTransform
+from rrm.datasets.loading import train_loader
+from rrm.networks import build_network, load_reference_weights, load_weights
+from rrm.schedules import build_optimizer
+from rrm.stages.call import Call
+from rrm.stages.trained import save_trained
+from rrm.store import Store, atomic_path
+from rrm.training import LoopOptions, Run, Task, fit, pick_device
+
+
+def new_network(kind: str, photos: Store, options: Mapping[str, Any], seed: int) -> Any:
+    """Build a network with seeded random weights, then the start weights that the configuration names.
+
+    Args:
+        kind: `"rrm"` or `"segmentation"`.
+        photos: packed photos; they say how many classes there are.
+        options: config section `network`.
+        seed: of the random weights.
+    """
+    torch.manual_seed(seed)
+    network = build_network(kind, num_classes=len(photos.attrs["classes"]), backbone=options["backbone"], **options["options"])
+    if options["weights"]:
+        load = load_reference_weights if options["weights_format"] == "reference" else load_weights
+        load(network, Path(options["weights"]))
+    return network
+
+
+def start_from(network: Any, path: Path) -> None:
+    """Take over the weights of a file of ours: all whose name and shape fit."""
+    load_weights(network, path)
+
+
+def train(call: Call, kind: str, task: Task, network_options: Mapping[str, Any], loop: Mapping[str, Any], masks: Store | None = None) -> None:
+    """Run the loop for a stage and write its final weights and its history.
+
+    Args:
+        call: the stage's call; `photos` is among its inputs.
+        kind: `"rrm"` or `"segmentation"`, of the network.
+        task: network and losses.
+        network_options: config section `network`.
+        loop: config section `train`.
+        masks: store of labels, where the task needs them.
+    """
+    photos = Store(call.input("photos"), "photos")
+    identity = call.identity()
+    run = Run(call.output.with_suffix(".checkpoints"), identity)
+    options = _loop_options(call, loop)
+    batches = functools.partial(_batches, photos, masks, task, call, loop)
+    optimizer = _optimizer(task.network, loop["optimizer"])
+    fit(task, batches, optimizer, options, run, name=call.output.parent.name + "/" + call.output.stem)
+    save_trained(call.output, task.network, kind, len(photos.attrs["classes"]), network_options, identity)
+    with atomic_path(call.output.with_suffix(".history.jsonl")) as temporary:
+        shutil.copyfile(run.history, temporary)
+
+
+def _loop_options(call: Call, loop: Mapping[str, Any]) -> LoopOptions:
+    return LoopOptions(
+        steps=loop["steps"],
+        batch_size=loop["batch_size"],
+        seed=call.options["seed"],
+        accumulate=loop["accumulate"],
+        precision=loop["precision"],
+        power=loop["optimizer"]["power"],
+        clip_gradient=loop["clip_gradient"],
+        checkpoint_every=loop["checkpoint_every"],
+        device=pick_device(call.runtime["device"]),
+        log_seconds=call.runtime["log_seconds"],
+    )
+
+
+def _optimizer(network: Any, options: Mapping[str, Any]) -> torch.optim.Optimizer:
+    values = {k: v for k, v in options.items() if k != "power"}
+    return build_optimizer(network.parameter_groups(), **values)
+
+
+def _batches(photos: Store, masks: Store | None, task: Task, call: Call, loop: Mapping[str, Any], start: int) -> Any:
+    transform = TrainTransform(crop=loop["crop"], scale=tuple(loop["scale"]), flip=loop["flip"], scale_per=loop["scale_per"])
+    return train_loader(
+        photos,
+        masks,
+        "train",
+        transform,
+        batch_size=loop["batch_size"],
+        seed=call.options["seed"],
+        start_step=start,
+        steps=loop["steps"],
+        workers=call.runtime["workers"],
+    )

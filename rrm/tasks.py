@@ -1,0 +1,146 @@
+"""What each training stage minimises: classification, one-step RRM (Algorithm 1) or segmentation on given masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rrm.cam import multi_scale_cam, normalize_cam, resize
+from rrm.losses import DenseEnergyLoss, balanced_cross_entropy, classification_loss
+from rrm.regions import RegionMiner
+from rrm.training import Batch
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module, keep_dropout: bool = False) -> Iterator[None]:
+    """Put a network into evaluation mode for a while, dropout left as it is if asked for.
+
+    Example:
+        >>> net = nn.Sequential(nn.Dropout(), nn.BatchNorm2d(1))
+        >>> with evaluation_mode(net, keep_dropout=True):
+        ...     [module.training for module in net]
+        [True, False]
+        >>> [module.training for module in net]
+        [True, True]
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    if keep_dropout:
+        for module, training in modes:
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.training = training
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+class ClassificationTask:
+    """Trains the classification branch on image-level labels.
+
+    Args:
+        network: an `RRMNet`.
+        loss: kind of the classification loss.
+    """
+
+    def __init__(self, network: Any, loss: str) -> None:
+        self.network = network
+        self.loss = loss
+
+    def losses(self, batch: Batch, progress: float) -> Mapping[str, Tensor]:
+        """The classification loss of a batch with `images` (N,3,H,W) 0..255 and `present` (N,C)."""
+        logits = self.network.forward_classification(self.network.normalize(batch["images"])).class_logits
+        return {"classification": classification_loss(logits.float(), batch["present"], self.loss)}
+
+
+class _RampedEnergy:
+    """Energy loss whose weight grows linearly from 0 over the first `ramp` of the steps."""
+
+    def __init__(self, options: Mapping[str, Any] | None) -> None:
+        values = dict(options or {"weight": 0})
+        self.ramp = values.pop("ramp", 0)
+        self.loss = DenseEnergyLoss(**values) if values["weight"] > 0 else None
+
+    def __call__(self, batch: Batch, probabilities: Tensor, labels: Tensor, progress: float) -> dict[str, Tensor]:
+        if self.loss is None:
+            return {}
+        factor = min(1.0, progress / self.ramp) if self.ramp > 0 else 1.0
+        return {"energy": factor * self.loss(batch["images"], probabilities, batch["valid"], labels)}
+
+
+class OneStepTask:
+    """One-step RRM: both branches, labels mined from the current CAMs at each step (Algorithm 1).
+
+    Args:
+        network: an `RRMNet`.
+        miner: mines reliable regions of a batch, Eq. 5-7.
+        cam: `scales`, `average` and `dropout` of the CAMs, Eq. 2.
+        losses: kinds `classification` and `cross_entropy`.
+        energy: options of `DenseEnergyLoss` and `ramp`.
+    """
+
+    def __init__(
+        self, network: Any, miner: RegionMiner, cam: Mapping[str, Any], losses: Mapping[str, str], energy: Mapping[str, Any]
+    ) -> None:
+        self.network, self.miner, self.cam, self.kinds = network, miner, cam, losses
+        self.energy = _RampedEnergy(energy)
+
+    def mined_labels(self, batch: Batch, images: Tensor) -> Tensor:
+        """Reliable labels (N,H,W) int64 of the current network, 255 elsewhere; `images` are normalised."""
+        with torch.no_grad(), evaluation_mode(self.network, keep_dropout=self.cam["dropout"]):
+            cams = multi_scale_cam(
+                self.network.forward_cam, images, scales=self.cam["scales"], average=self.cam["average"]
+            )
+        photos = batch["images"].round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+        scores = normalize_cam(cams.float(), batch["present"])
+        return self.miner.mine(photos, scores, batch["present"], batch["valid"]).long().to(images.device)
+
+    def losses(self, batch: Batch, progress: float) -> Mapping[str, Tensor]:
+        """Classification loss, cross-entropy on the mined labels and energy of a batch."""
+        images = self.network.normalize(batch["images"])
+        labels = self.mined_labels(batch, images)
+        output = self.network(images)
+        logits = resize(output.segmentation.float(), labels.shape[1:])
+        return {
+            "classification": classification_loss(output.class_logits.float(), batch["present"], self.kinds["classification"]),
+            "cross_entropy": balanced_cross_entropy(logits, labels, self.kinds["cross_entropy"]),
+            **self.energy(batch, logits.softmax(1), labels, progress),
+        }
+
+
+def multi_scale_logits(forward: Callable[[Tensor], Tensor], images: Tensor, scales: Sequence[float]) -> list[Tensor]:
+    """Logits (N,K,H,W) of each scale at the images' size and, for several scales, their maximum at the end (DeepLab-v2)."""
+    size = (int(images.shape[2]), int(images.shape[3]))
+    scaled = (images if s == 1 else F.interpolate(images, scale_factor=s, mode="bilinear", align_corners=False) for s in scales)
+    logits = [resize(forward(each).float(), size) for each in scaled]
+    return [*logits, torch.stack(logits).amax(0)] if len(logits) > 1 else logits
+
+
+class SegmentationTask:
+    """Trains a segmentation network on given masks, pseudo or true.
+
+    Args:
+        network: a network with logits (N,C+1,h,w).
+        cross_entropy: kind of the cross-entropy.
+        scales: DeepLab-v2's loss on several scales and their maximum.
+        energy: options of `DenseEnergyLoss` and `ramp`, or None.
+    """
+
+    def __init__(
+        self, network: Any, cross_entropy: str, scales: Sequence[float] = (1.0,), energy: Mapping[str, Any] | None = None
+    ) -> None:
+        self.network, self.kind, self.scales = network, cross_entropy, list(scales)
+        self.energy = _RampedEnergy(energy)
+
+    def losses(self, batch: Batch, progress: float) -> Mapping[str, Tensor]:
+        """Cross-entropy summed over scales, and energy, of a batch with `images`, `labels` and `valid`."""
+        labels = batch["labels"]
+        logits = multi_scale_logits(self.network.forward_segmentation, self.network.normalize(batch["images"]), self.scales)
+        terms = torch.stack([balanced_cross_entropy(each, labels, self.kind) for each in logits])
+        return {"cross_entropy": terms.sum(), **self.energy(batch, logits[-1].softmax(1), labels, progress)}
