@@ -90,6 +90,7 @@ class Optimizer(Section):
         [1, 2, 10, 20], description="factors on lr: backbone weights, backbone biases, head weights, head biases"
     )
     power: NotNegative = Field(0.9, description="exponent of the polynomial schedule; 0: constant")
+    schedule: Literal["poly", "poly-restart"] = Field("poly", description="poly-restart: the authors' from-ImageNet script")
 
 
 class Training(Section):

@@ -228,7 +228,7 @@ class DenseCRF:
             model.addPairwiseBilateral(
                 sxy=self.bilateral_sigma_xy,
                 srgb=self.bilateral_sigma_rgb,
-                rgbim=np.ascontiguousarray(image),
+                rgbim=np.require(image, requirements=("C", "W")),
                 compat=self.bilateral_weight,
             )
         return np.array(model.inference(self.iterations), np.float32).reshape(unary.shape)

@@ -91,7 +91,8 @@ class GaussianFilter:
     def apply_transpose(self, values: torch.Tensor) -> torch.Tensor:
         """Filter with the transposed kernel.
 
-        For all a and b, <apply(a), b> = <a, apply_transpose(b)>. The exact kernel is symmetric; the lattice is so up to about 2 %.
+        For all a and b, <apply(a), b> = <a, apply_transpose(b)>. The exact kernel is symmetric, the lattice
+        nearly so (2 %).
 
         Args:
             values: (B,N,K) float32 or float64, on the device of the features.

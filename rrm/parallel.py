@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -46,10 +48,19 @@ def prepare_process(threads: int) -> None:
 
 
 def _prepare_worker() -> None:
-    """One thread each; the parent alone handles signals and ends its workers."""
+    """One thread each. The parent alone answers signals: a batch system sends them to the whole group, and a trainer still
+    needs its workers for the step it is in. A worker ends with its parent, whatever ended that."""
     prepare_process(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 class WorkerPool:

@@ -139,7 +139,7 @@ def check_sources(stores: Mapping[tuple[int, str, str], Store], expected: Mappin
 
 def write_table5(path: Path, measured: Sequence[Mapping[str, str]]) -> None:
     """Write reported and measured rows as CSV, atomically."""
-    rows = pd.DataFrame(list(measured)).reindex(columns=COLUMNS).fillna("")
+    rows = pd.DataFrame([{column: row.get(column, "") for column in COLUMNS} for row in measured], dtype=str)
     table = pd.concat([reported_rows(), rows], ignore_index=True)
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False)

@@ -67,9 +67,10 @@ class _RampedEnergy:
         self.ramp = values.pop("ramp", 0)
         self.loss = DenseEnergyLoss(**values) if values["weight"] > 0 else None
 
-    def __call__(self, batch: Batch, probabilities: Tensor, labels: Tensor, progress: float) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch, logits: Tensor, labels: Tensor, progress: float) -> dict[str, Tensor]:
         if self.loss is None:
             return {}
+        probabilities = (logits if self.loss.grid is None else resize(logits, self.loss.grid)).softmax(1)
         factor = min(1.0, progress / self.ramp) if self.ramp > 0 else 1.0
         return {"energy": factor * self.loss(batch["images"], probabilities, batch["valid"], labels)}
 
@@ -110,7 +111,7 @@ class OneStepTask:
         return {
             "classification": classification_loss(output.class_logits.float(), batch["present"], self.kinds["classification"]),
             "cross_entropy": balanced_cross_entropy(logits, labels, self.kinds["cross_entropy"]),
-            **self.energy(batch, logits.softmax(1), labels, progress),
+            **self.energy(batch, logits, labels, progress),
         }
 
 
@@ -143,4 +144,4 @@ class SegmentationTask:
         labels = batch["labels"]
         logits = multi_scale_logits(self.network.forward_segmentation, self.network.normalize(batch["images"]), self.scales)
         terms = torch.stack([balanced_cross_entropy(each, labels, self.kind) for each in logits])
-        return {"cross_entropy": terms.sum(), **self.energy(batch, logits[-1].softmax(1), labels, progress)}
+        return {"cross_entropy": terms.sum(), **self.energy(batch, logits[-1], labels, progress)}

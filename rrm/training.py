@@ -51,6 +51,7 @@ class LoopOptions:
     accumulate: int = 1
     precision: str = "float32"
     power: float = 0.9
+    schedule: str = "poly"
     clip_gradient: float | None = None
     checkpoint_every: int = 200
     device: str = "cpu"
@@ -312,7 +313,7 @@ def fit(
         stop = stack.enter_context(_StopRequest())
         recorder = stack.enter_context(_Recorder(run, start))
         for step, batch in zip(range(start, options.steps), batches(start), strict=False):
-            lr = set_learning_rate(optimizer, step, options.steps, options.power)
+            lr = set_learning_rate(optimizer, step, options.steps, options.power, schedule=options.schedule)
             terms = stepper(batch, step)
             _check_finite(terms, step, run)
             stepper.apply()

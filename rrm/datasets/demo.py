@@ -32,7 +32,7 @@ from rrm.errors import RRMError
 from rrm.store import atomic_path
 
 FORMAT = 1
-STRAY_TONES, STRAY_COLOURS = 0.1, 0.25
+STRAY_TONES, STRAY_COLOURS = 0.1, 0.1
 SPLITS = ("train", "val", "test")
 VOID = 255
 JPEG_QUALITY = 92
@@ -63,9 +63,9 @@ class Species:
 
 SPECIES = (
     Species("beetle", "stripes", (2, 3), (0.38, 0.60), (0.0, 0.2), (0.00, 0.06), 0.9, 0, (0, 1, 2, 3)),
-    Species("gecko", "rings", (2, 2), (0.28, 0.44), (0.5, 1.0), (0.00, 0.12), 0.1, 1, (2, 3, 4, 5)),
+    Species("gecko", "rings", (2, 2), (0.32, 0.48), (0.5, 0.9), (0.00, 0.12), 0.1, 1, (2, 3, 4, 5)),
     Species("heron", "checks", (1, 2), (0.32, 0.52), (0.0, 0.4), (0.15, 0.40), 0.3, 2, (4, 5, 6, 7)),
-    Species("crayfish", "sectors", (2, 4), (0.28, 0.46), (0.3, 0.7), (0.00, 0.08), 0.9, 3, (6, 7, 8, 9)),
+    Species("crayfish", "sectors", (2, 3), (0.30, 0.50), (0.3, 0.7), (0.00, 0.08), 0.9, 3, (6, 7, 8, 9)),
     Species("marten", "spots", (1, 2), (0.30, 0.48), (0.4, 0.9), (0.00, 0.15), 0.2, 4, (8, 9, 0, 1)),
 )
 DEMO_CLASSES: tuple[str, ...] = tuple(species.name for species in SPECIES)
@@ -212,7 +212,7 @@ def _spine(rng: np.random.Generator, length: float, width: float, centre: Array,
 def _legs(rng: np.random.Generator, spine: Stroke, heading: NDArray[Any], pairs: int, length: float) -> list[Stroke]:
     """Two-part legs on both sides of the body; each is posed by itself."""
     legs: list[Stroke] = []
-    radius = max(1.1, 0.034 * length * rng.uniform(0.8, 1.2))
+    radius = max(1.1, 0.042 * length * rng.uniform(0.8, 1.2))
     reach = length * rng.uniform(0.16, 0.28)
     for t in np.linspace(0.2, 0.8, pairs) if pairs > 1 else [rng.uniform(0.4, 0.6)]:
         k = round(float(t) * (len(heading) - 1))
@@ -306,7 +306,7 @@ def _ground(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
     """Textured ground (H, W, 3): two to four regions of muted colours, now and then of a body colour."""
     scale = max(shape)
     colours = GROUND_COLOURS[rng.permutation(len(GROUND_COLOURS))[: rng.integers(2, 5)]].copy()
-    if rng.random() < 0.4:
+    if rng.random() < 0.3:
         colours[-1] = 0.75 * BODY_COLOURS[rng.integers(len(BODY_COLOURS))] + 0.25 * colours[-1]
     rgb = np.broadcast_to(colours[0], (*shape, 3)).astype(np.float32)
     for colour in colours[1:]:
@@ -329,7 +329,7 @@ def _clutter(rng: np.random.Generator, photo: Photo, count: int, *, stems: bool)
         thick = scale * (rng.uniform(0.006, 0.011) if stems else rng.uniform(0.006, 0.03))
         radii = (thick, thick * rng.uniform(0.4, 1.0))
         stroke = _tapered(start, rng.uniform(0, 2 * np.pi), rng.uniform(-0.8, 0.8), length, radii, 4)
-        palette = BODY_COLOURS if rng.random() < 0.2 else GROUND_COLOURS
+        palette = BODY_COLOURS if rng.random() < 0.15 else GROUND_COLOURS
         colour = palette[rng.integers(len(palette))] * rng.uniform(0.75, 1.2) + rng.normal(0, 8, 3)
         cover = _cover(photo.shape, [stroke])
         photo.paint(cover, colour.astype(np.float32))
@@ -406,10 +406,10 @@ def _labels(photo: Photo) -> NDArray[np.uint8]:
 def _photo(rng: np.random.Generator, shape: tuple[int, int], classes: Sequence[int]) -> Photo:
     """One photo with objects of the given class indices (a later one that finds no room is left out)."""
     photo = Photo(_ground(rng, shape), np.zeros(shape, np.uint8), np.zeros(shape, np.uint8), [])
-    _clutter(rng, photo, int(rng.integers(6, 18)), stems=False)
-    for _ in range(int(rng.choice(3, p=[0.65, 0.3, 0.05]))):
+    _clutter(rng, photo, int(rng.integers(5, 15)), stems=False)
+    for _ in range(int(rng.choice(3, p=[0.7, 0.25, 0.05]))):
         _distractor(rng, photo)
-    length = ((0.40, 0.66), (0.34, 0.52), (0.28, 0.42))[len(classes) - 1]
+    length = ((0.40, 0.66), (0.34, 0.52), (0.30, 0.44))[len(classes) - 1]
     while not photo.classes:
         _add_object(rng, photo, classes[0], length, tries=40)
     for index in classes[1:]:
@@ -477,7 +477,7 @@ def _plan(rng: np.random.Generator, count: int, size: int) -> list[tuple[tuple[i
     for i in range(count):
         if i % len(SPECIES) == 0:
             deck = rng.permutation(len(SPECIES))
-        others = rng.integers(len(SPECIES), size=rng.choice(3, p=[0.55, 0.33, 0.12]))
+        others = rng.integers(len(SPECIES), size=rng.choice(3, p=[0.58, 0.32, 0.10]))
         plan.append((shapes[rng.choice(3, p=[0.4, 0.4, 0.2])], [int(deck[i % len(SPECIES)]), *map(int, others)]))
     return plan
 

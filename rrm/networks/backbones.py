@@ -113,7 +113,7 @@ class DilatedResNet(Backbone):
                  freeze_first: int = 0, normalization: str = "imagenet") -> None:  # fmt: skip
         super().__init__(normalization)
         check_choice("output_stride", output_stride, (8, 16, 32))
-        if len(layers) != 4 or min(layers) < 1:
+        if not isinstance(layers, Sequence) or len(layers) != 4 or min(layers) < 1:
             raise RRMError(f"layers: expected four positive numbers of residual units, got {layers!r}")
         stem = scaled(64, width)
         self.conv1 = nn.Conv2d(3, stem, 7, stride=2, padding=3, bias=False)

@@ -92,7 +92,7 @@ def build_head(kind: str, inputs: int, outputs: int, width: float = 1.0, channel
     if kind == "aspp":
         _refuse(kind, head_channels=channels, head_dilation=dilation)
         return ASPPHead(inputs, outputs, rates or (6, 12, 18, 24))
-    _refuse(kind, rates=rates)
+    _refuse(kind, head_rates=rates)
     default_channels, default_dilation, last_kernel = (512, 12, 3) if kind == "reference" else (256, 2, 1)
     return DilatedHead(inputs, channels or scaled(default_channels, width), outputs,
                        dilation or default_dilation, last_kernel)  # fmt: skip

@@ -50,8 +50,8 @@ class BasicUnit(nn.Module):
         return shortcut + branch  # type: ignore[no-any-return]
 
     def _shortcut(self, active: Tensor) -> Tensor:
-        # Sampling first is the same as a stride in the 1x1 convolution. With under 16 channels, channels_last and
-        # the CPU, oneDNN 3.12 (PyTorch 2.14) writes out of bounds in the gradient of such a stride.
+        # Sampling first equals a stride in the 1x1 convolution. In channels_last on the CPU, with under 16
+        # channels, oneDNN 3.12 (PyTorch 2.14) writes out of bounds in the gradient of such a stride.
         sampled = active[:, :, :: self.stride, :: self.stride] if self.stride > 1 else active
         return self.conv_branch1(sampled)  # type: ignore[no-any-return]
 
@@ -105,9 +105,13 @@ class ResNet38(Backbone):
                  normalization: str = "imagenet") -> None:  # fmt: skip
         super().__init__(normalization)
         check_choice("output_stride", output_stride, (4, 8))
-        if len(units) != 4 or min(units) < 1:
+        if not isinstance(units, Sequence) or len(units) != 4 or min(units) < 1:
             raise RRMError(f"units: expected four positive numbers of residual units, got {units!r}")
-        if len(dropout) != 2 or not all(0 <= rate < 1 for rate in dropout):
+        if (
+            not isinstance(dropout, Sequence)
+            or len(dropout) != 2
+            or not all(0 <= rate < 1 for rate in dropout)
+        ):
             raise RRMError(f"dropout: expected two rates from 0 up to below 1, got {dropout!r}")
         if not 0 < width <= 1:
             raise RRMError(f"width: expected a factor above 0 and up to 1, got {width!r}")

@@ -73,6 +73,7 @@ def _loop_options(call: Call, loop: Mapping[str, Any]) -> LoopOptions:
         accumulate=loop["accumulate"],
         precision=loop["precision"],
         power=loop["optimizer"]["power"],
+        schedule=loop["optimizer"]["schedule"],
         clip_gradient=loop["clip_gradient"],
         checkpoint_every=loop["checkpoint_every"],
         device=pick_device(call.runtime["device"]),
@@ -81,7 +82,7 @@ def _loop_options(call: Call, loop: Mapping[str, Any]) -> LoopOptions:
 
 
 def _optimizer(network: Any, options: Mapping[str, Any]) -> torch.optim.Optimizer:
-    values = {k: v for k, v in options.items() if k != "power"}
+    values = {k: v for k, v in options.items() if k not in ("power", "schedule")}
     return build_optimizer(network.parameter_groups(), **values)
 
 

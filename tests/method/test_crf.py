@@ -1,0 +1,144 @@
+"""The dense CRF: the authors' recorded results, presets, kinds, hostile input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rrm.crf import DenseCRF
+from rrm.errors import RRMError
+
+
+def photo(height: int = 12, width: int = 15, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def scores(classes: int = 3, height: int = 12, width: int = 15, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).random((classes, height, width), dtype=np.float32)
+
+
+@pytest.mark.parametrize("name", ["crf_im1_3labels", "crf_im2_21labels"])
+@pytest.mark.parametrize(("preset", "key"), [("psa", "Q_train"), ("rrm-inference", "Q_inf")])
+def test_equals_the_authors(goldens: Path, name: str, preset: str, key: str) -> None:
+    recorded = np.load(goldens / f"{name}.npz")
+    result = DenseCRF.preset(preset)(recorded["img"], recorded["probs"])
+    assert np.abs(result - recorded[key]).max() < 1e-5
+
+
+def test_presets_hold_the_published_numbers() -> None:
+    def numbers(name: str) -> tuple[float, ...]:
+        crf = DenseCRF.preset(name)
+        bilateral = (crf.bilateral_weight, crf.bilateral_sigma_xy, crf.bilateral_sigma_rgb)
+        return (*bilateral, crf.gaussian_weight, crf.gaussian_sigma, crf.iterations)
+
+    assert numbers("psa") == (10, 80, 13, 3, 3, 10)
+    assert numbers("rrm-inference") == (4, 83, 5, 3, 3, 10)
+    assert numbers("dsrg") == (4, 49, 5, 3, 3, 10)
+    assert numbers("deeplab-v2") == (4, 67, 3, 3, 1, 10)
+    assert DenseCRF.preset("psa") == DenseCRF()
+    assert DenseCRF.preset("psa", iterations=1).iterations == 1
+
+
+def test_result_is_a_distribution() -> None:
+    q = DenseCRF()(photo(), scores())
+    assert q.dtype == np.float32
+    assert q.shape == (3, 12, 15)
+    np.testing.assert_allclose(q.sum(axis=0), 1, atol=1e-5)
+
+
+def test_torch_in_torch_out_and_the_same_numbers() -> None:
+    image, probs = photo(), scores()
+    result = DenseCRF()(torch.from_numpy(image), torch.from_numpy(probs))
+    assert isinstance(result, torch.Tensor)
+    np.testing.assert_array_equal(result.numpy(), DenseCRF()(image, probs))
+
+
+def test_batch_equals_single() -> None:
+    images, probs = np.stack([photo(seed=s) for s in range(3)]), np.stack([scores(seed=s) for s in range(3)])
+    batch = DenseCRF(iterations=3)(images, probs)
+    for item in range(3):
+        np.testing.assert_array_equal(batch[item], DenseCRF(iterations=3)(images[item], probs[item]))
+
+
+def test_memory_layout_does_not_matter() -> None:
+    image, probs = photo(), scores()
+    turned = np.asfortranarray(image)
+    strided = np.repeat(probs, 2, axis=2)[:, :, ::2]
+    expected = DenseCRF()(image, probs)
+    np.testing.assert_array_equal(DenseCRF()(turned, strided), expected)
+    frozen = image.copy()
+    frozen.flags.writeable = False
+    np.testing.assert_array_equal(DenseCRF()(frozen, probs), expected)
+
+
+def test_a_common_factor_changes_nothing() -> None:
+    image, probs = photo(), scores() * 0.5 + 0.25
+    np.testing.assert_allclose(DenseCRF()(image, probs), DenseCRF()(image, probs / 2), atol=1e-5)
+
+
+def test_one_class_is_certain() -> None:
+    np.testing.assert_array_equal(DenseCRF()(photo(), scores(1)), np.ones((1, 12, 15), np.float32))
+
+
+def test_no_iterations_normalises_only() -> None:
+    probs = scores() + 0.1
+    expected = np.clip(probs, 0, 1) / np.clip(probs, 0, 1).sum(axis=0)
+    np.testing.assert_allclose(DenseCRF(iterations=0)(photo(), probs), expected, atol=1e-6)
+
+
+def test_edges_are_followed() -> None:
+    """A photo of two halves and a seed in each: the CRF labels both halves up to their border."""
+    image = np.zeros((24, 24, 3), np.uint8)
+    image[:, 12:] = 255
+    probs = np.full((2, 24, 24), 0.5, np.float32)
+    probs[:, 8:16, 2:6] = np.array([0.9, 0.1], np.float32)[:, None, None]
+    probs[:, 8:16, 18:22] = np.array([0.1, 0.9], np.float32)[:, None, None]
+    expected = np.repeat(np.arange(2), 12)[None].repeat(24, axis=0)
+    np.testing.assert_array_equal(DenseCRF()(image, probs).argmax(axis=0), expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (7, 1), (2, 3)])
+def test_tiny_and_black_photos(size: tuple[int, int]) -> None:
+    q = DenseCRF()(np.zeros((*size, 3), np.uint8), scores(2, *size))
+    assert np.isfinite(q).all()
+
+
+def test_terms_can_be_left_out() -> None:
+    image, probs = photo(), scores() + 0.1
+    nothing = DenseCRF(gaussian_weight=0, bilateral_weight=0)(image, probs)
+    np.testing.assert_allclose(nothing, DenseCRF(iterations=0)(image, probs), atol=1e-6)
+
+
+def test_scaled_multiplies_the_spatial_sigma_only() -> None:
+    assert DenseCRF().scaled(0.25) == DenseCRF(bilateral_sigma_xy=20)
+
+
+def test_wrong_input_is_refused() -> None:
+    crf = DenseCRF(iterations=1)
+    nan = scores()
+    nan[0, 0, 0] = np.nan
+    for call, message in (
+        (lambda: crf(photo().astype(np.float32), scores()), "uint8"),
+        (lambda: crf(photo()[..., 0], scores()), r"\(H,W,3\)"),
+        (lambda: crf(photo().transpose(2, 0, 1), scores()), r"\(H,W,3\)"),
+        (lambda: crf(photo(), scores(3, 12, 14)), "resize"),
+        (lambda: crf(photo(), scores(0)), "K >= 1"),
+        (lambda: crf(photo(), scores().astype(np.int64)), "floating"),
+        (lambda: crf(photo(), nan), "NaN"),
+        (lambda: crf(photo(), scores().tolist()), "list"),
+        (lambda: crf(np.stack([photo()] * 2), np.stack([scores()] * 3)), "2 and 3"),
+        (lambda: crf(photo(), scores()[None]), r"\(N,H,W,3\)"),
+        (lambda: DenseCRF(gaussian_sigma=0), "gaussian_sigma"),
+        (lambda: DenseCRF(bilateral_weight=-1), "bilateral_weight"),
+        (lambda: DenseCRF(bilateral_sigma_rgb=float("nan")), "bilateral_sigma_rgb"),
+        (lambda: DenseCRF(iterations=-1), "iterations"),
+        (lambda: DenseCRF(backend="cuda"), "backend"),
+        (lambda: DenseCRF.preset("rrm"), "psa"),
+        (lambda: DenseCRF().scaled(0), "factor"),
+        (lambda: DenseCRF(gaussian_sigma=1e-4)(photo(), scores()), "larger sigmas"),
+    ):
+        with pytest.raises(RRMError, match=message):
+            call()
