@@ -5,7 +5,8 @@ The public names below are loaded on first use, so that the command line starts 
 * `DenseCRF`, `DenseEnergyLoss`, `mine_regions`, `SegmentationMetrics`: parts for other methods;
 * `networks`: `networks.RRMNet`, `networks.load_reference_weights` and the DeepLabs.
 
-Source: Zhang et al., "Reliability Does Matter: An End-to-End Weakly Supervised Semantic Segmentation Approach", AAAI 2020.
+Source: Zhang et al., "Reliability Does Matter: An End-to-End Weakly Supervised Semantic Segmentation Approach",
+AAAI 2020.
 
 Example:
     >>> import numpy as np, rrm

@@ -170,26 +170,20 @@ def _scale_cam(
 
 def _check_scales(scales: Sequence[float], average: str) -> None:
     if average not in _AVERAGES:
-        raise RRMError(
-            f"CAM average: expected one of {', '.join(_AVERAGES)}, got {average!r}: choose one of them"
-        )
+        raise RRMError(f"CAM average: expected one of {', '.join(_AVERAGES)}, got {average!r}: choose one of them")
     if not scales or any(not scale > 0 for scale in scales):
         raise RRMError(
-            f"CAM scales: expected at least one number, all > 0, got {list(scales)}: use "
-            f"{list(DEFAULT_SCALES)}"
+            f"CAM scales: expected at least one number, all > 0, got {list(scales)}: use {list(DEFAULT_SCALES)}"
         )
     if average == "feature" and 1.0 not in scales:
         raise RRMError(
-            f"CAM scales: expected 1.0 among them for average 'feature', got {list(scales)}: add it or use "
-            "'image'"
+            f"CAM scales: expected 1.0 among them for average 'feature', got {list(scales)}: add it or use 'image'"
         )
 
 
 def _check_cam(shape: Sequence[int], finite: bool) -> None:
     if len(shape) not in (3, 4) or shape[-1] == 0 or shape[-2] == 0:
-        raise RRMError(
-            f"cam: expected shape (C,H,W) or (N,C,H,W) with H, W >= 1, got {tuple(shape)}: add or drop axes"
-        )
+        raise RRMError(f"cam: expected shape (C,H,W) or (N,C,H,W) with H, W >= 1, got {tuple(shape)}: add or drop axes")
     if not finite:
         raise RRMError("cam: expected finite numbers, got NaN or infinity: look at the network's output")
 

@@ -37,7 +37,9 @@ def _add_stage(commands: Any, name: str) -> None:
     stage = STAGES[name]
     inputs = ", ".join(stage.inputs) or "see the documentation"
     parser = commands.add_parser(name, help=stage.help, description=f"{stage.help}. Inputs: {inputs}.")
-    parser.add_argument("--in", dest="inputs", metavar="NAME=PATH", type=_pair, action="append", default=[], help="an input file")
+    parser.add_argument(
+        "--in", dest="inputs", metavar="NAME=PATH", type=_pair, action="append", default=[], help="an input file"
+    )
     parser.add_argument("--out", required=True, type=Path, help="the file to write")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", type=Path, nargs="+", help="config file(s), later ones over earlier ones")
@@ -50,7 +52,9 @@ def _add_stage(commands: Any, name: str) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    parser = argparse.ArgumentParser(prog="rrm", description="Weakly supervised semantic segmentation with reliable region mining.")
+    parser = argparse.ArgumentParser(
+        prog="rrm", description="Weakly supervised semantic segmentation with reliable region mining."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in STAGES:
         _add_stage(commands, name)
@@ -111,7 +115,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"rrm {arguments.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"rrm {arguments.command}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(
+            f"rrm {arguments.command}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr
+        )
         return 130
     except OSError as error:
         print(f"rrm {arguments.command}: {error}", file=sys.stderr)

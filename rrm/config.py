@@ -50,13 +50,17 @@ class Dataset(Section):
     kind: Literal["demo", "voc"] = Field("voc", description="demo: made from a seed; voc: a folder in VOC 2012 layout")
     name: Name = Field(description="name in tables and the folder of intermediates below results/")
     root: str | None = Field(None, description="folder that holds JPEGImages/ and ImageSets/ (kind voc)")
-    classes: list[str] | None = Field(None, min_length=1, description="foreground class names in label order; null: VOC's 20")
+    classes: list[str] | None = Field(
+        None, min_length=1, description="foreground class names in label order; null: VOC's 20"
+    )
     labels: str = Field("xml", description="'xml' (Annotations/*.xml) or the path below root of a CSV 'image,labels'")
     train: str = Field("train", description="name of the training list in ImageSets/Segmentation")
     val: str = Field("val", description="name of the validation list")
     test: str | None = Field(None, description="name of the test list with public masks; null: no test rows")
     background_images: bool = Field(False, description="true: an image without labels holds background only")
-    long_side: int | None = Field(None, ge=32, description="photos with a longer side are reduced to it when packed; null: never")
+    long_side: int | None = Field(
+        None, ge=32, description="photos with a longer side are reduced to it when packed; null: never"
+    )
     max_pixels: int = Field(50_000_000, ge=1, description="larger photos are refused")
     demo: DemoData = Field(DemoData(), description="parameters of the generator (kind demo)")
 
@@ -90,7 +94,9 @@ class Optimizer(Section):
         [1, 2, 10, 20], description="factors on lr: backbone weights, backbone biases, head weights, head biases"
     )
     power: NotNegative = Field(0.9, description="exponent of the polynomial schedule; 0: constant")
-    schedule: Literal["poly", "poly-restart"] = Field("poly", description="poly-restart: the authors' from-ImageNet script")
+    schedule: Literal["poly", "poly-restart"] = Field(
+        "poly", description="poly-restart: the authors' from-ImageNet script"
+    )
 
 
 class Training(Section):
@@ -99,11 +105,15 @@ class Training(Section):
     steps: Count = Field(description="optimiser steps")
     batch_size: Count = Field(description="images a step")
     crop: int = Field(ge=16, description="side of the square crop, pixels")
-    scale: Annotated[list[Positive], Field(min_length=2, max_length=2)] = Field([0.7, 1.3], description="range of the random scale")
+    scale: Annotated[list[Positive], Field(min_length=2, max_length=2)] = Field(
+        [0.7, 1.3], description="range of the random scale"
+    )
     scale_per: Literal["batch", "image"] = Field("batch", description="one scale a batch or one an image")
     flip: bool = Field(True, description="random horizontal flip")
     accumulate: Count = Field(1, description="parts that a batch is split into; gradients are averaged")
-    precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="autocast on a GPU; the CPU uses float32")
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="autocast on a GPU; the CPU uses float32"
+    )
     checkpoint_every: Count = Field(200, description="steps between resume checkpoints")
     clip_gradient: Positive | None = Field(None, description="largest norm of the gradient; null: unlimited")
     optimizer: Optimizer = Field(description="optimiser and schedule")
@@ -113,16 +123,22 @@ class CAM(Section):
     """Class activation maps, Eq. 1-4."""
 
     scales: Scales = Field(description="Eq. 2: scales of the photo that are averaged")
-    average: Literal["feature", "image"] = Field(description="average at the feature map (reference) or at the image (paper)")
+    average: Literal["feature", "image"] = Field(
+        description="average at the feature map (reference) or at the image (paper)"
+    )
     dropout: bool = Field(description="whether dropout is active while CAMs are computed in training")
 
 
 class Mining(Section):
     """Reliable regions, Eq. 5-7."""
 
-    rule: Literal["reference", "paper", "cam"] = Field(description="reference: the authors' code; paper: Eq. 6-7; cam: Eq. 6 only")
+    rule: Literal["reference", "paper", "cam"] = Field(
+        description="reference: the authors' code; paper: Eq. 6-7; cam: Eq. 6 only"
+    )
     ratio: Share = Field(description="share of each class's pixels that is kept (Table 1)")
-    cam_exponent: Positive = Field(description="Eq. 4 exponent of the CAM label; reference: of the CRF that decides on background too")
+    cam_exponent: Positive = Field(
+        description="Eq. 4 exponent of the CAM label; reference: of the CRF that decides on background too"
+    )
     crf_exponent: Positive = Field(description="Eq. 4 exponent of the scores that the CRF gets (Eq. 5)")
     score_threshold: Share = Field(description="reference: least CAM score of foreground")
     background_threshold: Share = Field(description="reference: least background score of background")
@@ -138,8 +154,12 @@ class Energy(Section):
     weight: NotNegative = Field(description="weight of the energy in the joint loss; 0: cross-entropy only")
     sigma_rgb: Positive = Field(15, description="grey levels, 0..255")
     sigma_xy: Positive = Field(100, description="pixels of the crop")
-    scale: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="size at which the energy is computed, where grid is null")
-    grid: int | None = Field(None, ge=2, le=256, description="side of a fixed grid on which the energy is computed; null: scale")
+    scale: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="size at which the energy is computed, where grid is null"
+    )
+    grid: int | None = Field(
+        None, ge=2, le=256, description="side of a fixed grid on which the energy is computed; null: scale"
+    )
     form: Literal["reference", "paper"] = Field(description="reference: -S P (G P); paper: Eq. 12-13, j != i")
     gradient: Literal["reference", "exact"] = Field(description="the authors' formula or the true derivative")
     normalize: Literal["none", "row", "mean"] = Field(description="1/W of Eq. 11: by row, by the mean row sum, or none")
@@ -152,7 +172,9 @@ class Losses(Section):
     """Loss terms of the one-step network, Eq. 8-9."""
 
     classification: Literal["multilabel-soft-margin", "softmax"] = Field(description="classification loss")
-    cross_entropy: Literal["balanced", "mean", "sum"] = Field(description="balanced: background and foreground separately")
+    cross_entropy: Literal["balanced", "mean", "sum"] = Field(
+        description="balanced: background and foreground separately"
+    )
 
 
 class Network(Section):
@@ -170,7 +192,9 @@ class Classifier(Section):
 
     enabled: bool = Field(True, description="false: one-step training starts from network.weights")
     freeze_backbone: bool = Field(False, description="true: train the classification head only")
-    loss: Literal["multilabel-soft-margin", "softmax"] = Field("multilabel-soft-margin", description="classification loss")
+    loss: Literal["multilabel-soft-margin", "softmax"] = Field(
+        "multilabel-soft-margin", description="classification loss"
+    )
     train: Training = Field(description="loop")
 
 
@@ -191,7 +215,9 @@ class Inference(Section):
 
     scales: Scales = Field([1.0], description="scales of the photo")
     flip: bool = Field(False, description="the mirrored photo too")
-    merge: Literal["mean", "max"] = Field("mean", description="mean of probabilities, or DeepLab-v2's maximum of scores")
+    merge: Literal["mean", "max"] = Field(
+        "mean", description="mean of probabilities, or DeepLab-v2's maximum of scores"
+    )
 
 
 class PseudoMasks(Section):
@@ -204,8 +230,12 @@ class PseudoMasks(Section):
     views: Inference = Field(Inference(), description="views of the segmentation branch")
     cam_scales: Scales = Field([0.5, 1, 1.5, 2], description="scales of the CAM (sources cam and average)")
     cam_exponent: Positive = Field(4, description="Eq. 4 exponent (sources cam and average)")
-    crf: CRF | None = Field(CRF(bilateral_sigma_xy=83, bilateral_sigma_rgb=5, bilateral_weight=4), description="null: no CRF")
-    crf_after_average: bool = Field(True, description="source average: CRF on the mean (true) or on the CAM only (false)")
+    crf: CRF | None = Field(
+        CRF(bilateral_sigma_xy=83, bilateral_sigma_rgb=5, bilateral_weight=4), description="null: no CRF"
+    )
+    crf_after_average: bool = Field(
+        True, description="source average: CRF on the mean (true) or on the CAM only (false)"
+    )
     confidence: Share = Field(0, description="pixels below it become 255")
 
 
@@ -226,7 +256,9 @@ class Evaluation(Section):
     """Prediction and its scoring."""
 
     views: Inference = Field(Inference(), description="views that are averaged")
-    crf: CRF = Field(CRF(bilateral_sigma_xy=83, bilateral_sigma_rgb=5, bilateral_weight=4), description="CRF at test time")
+    crf: CRF = Field(
+        CRF(bilateral_sigma_xy=83, bilateral_sigma_rgb=5, bilateral_weight=4), description="CRF at test time"
+    )
 
 
 class Runtime(Section):

@@ -51,9 +51,7 @@ def to_numpy(array: npt.NDArray[Any] | torch.Tensor, name: str) -> npt.NDArray[A
         return plain.float().numpy() if plain.dtype == torch.bfloat16 else plain.numpy()
     if isinstance(array, np.ndarray):
         return array
-    raise RRMError(
-        f"{name}: expected a NumPy array or a torch tensor, got {type(array).__name__}: convert it first"
-    )
+    raise RRMError(f"{name}: expected a NumPy array or a torch tensor, got {type(array).__name__}: convert it first")
 
 
 def like(result: npt.NDArray[Any], template: Array) -> Array:
@@ -79,13 +77,10 @@ def check_photo(image: npt.NDArray[Any], name: str = "image") -> None:
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise RRMError(
-            f"{name}: expected shape (H,W,3) with H, W >= 1, got {tuple(image.shape)}: pass RGB, channels "
-            "last"
+            f"{name}: expected shape (H,W,3) with H, W >= 1, got {tuple(image.shape)}: pass RGB, channels last"
         )
     if image.dtype != np.uint8:
-        raise RRMError(
-            f"{name}: expected uint8 (0..255), got {image.dtype}: convert with round() and astype(uint8)"
-        )
+        raise RRMError(f"{name}: expected uint8 (0..255), got {image.dtype}: convert with round() and astype(uint8)")
 
 
 @dataclass(frozen=True)
@@ -131,8 +126,7 @@ class DenseCRF:
             raise RRMError(f"DenseCRF iterations: expected an integer >= 0, got {self.iterations!r}: use 10")
         if self.backend not in ("auto", *_BACKENDS):
             raise RRMError(
-                f"DenseCRF backend: expected one of auto, {', '.join(_BACKENDS)}, got {self.backend!r}: use "
-                "auto"
+                f"DenseCRF backend: expected one of auto, {', '.join(_BACKENDS)}, got {self.backend!r}: use auto"
             )
 
     @classmethod
@@ -153,9 +147,7 @@ class DenseCRF:
             83
         """
         if name not in _PRESETS:
-            raise RRMError(
-                f"DenseCRF preset: expected one of {', '.join(_PRESETS)}, got {name!r}: choose one of them"
-            )
+            raise RRMError(f"DenseCRF preset: expected one of {', '.join(_PRESETS)}, got {name!r}: choose one of them")
         values: dict[str, Any] = {**_PRESETS[name], **changes}
         return cls(**values)
 
@@ -190,9 +182,7 @@ class DenseCRF:
         photo, scores = to_numpy(image, "image"), to_numpy(probs, "probs")
         if scores.ndim == 4 and photo.ndim == 4:
             if len(photo) != len(scores):
-                raise RRMError(
-                    f"DenseCRF batch: expected as many images as probs, got {len(photo)} and {len(scores)}"
-                )
+                raise RRMError(f"DenseCRF batch: expected as many images as probs, got {len(photo)} and {len(scores)}")
             result = np.zeros(scores.shape, np.float32)
             for item in range(len(scores)):
                 result[item] = self._single(photo[item], scores[item])
@@ -248,8 +238,7 @@ def _check_number(name: str, value: Any, positive: bool) -> None:
     ok = isinstance(value, (int, float)) and np.isfinite(value) and (value > 0 if positive else value >= 0)
     if not ok:
         raise RRMError(
-            f"DenseCRF {name}: expected a finite number {'>' if positive else '>='} 0, got {value!r}: change "
-            "it"
+            f"DenseCRF {name}: expected a finite number {'>' if positive else '>='} 0, got {value!r}: change it"
         )
 
 

@@ -61,9 +61,7 @@ class GaussianFilter:
         if backend == "lattice" and not include_self:
             raise RRMError("include_self: expected True with the lattice, got False: use backend='exact'")
         if not bool(torch.isfinite(features).all()):
-            raise RRMError(
-                "features: expected finite numbers, got NaN or infinity: look at the images and sigmas"
-            )
+            raise RRMError("features: expected finite numbers, got NaN or infinity: look at the images and sigmas")
         self.backend = backend
         self.shape = (features.shape[0], features.shape[1])
         self._kernel: _Exact | _Lattice
@@ -141,9 +139,7 @@ def position_colour_features(
     sigma_x, sigma_y = sigma_xy if isinstance(sigma_xy, tuple) else (sigma_xy, sigma_xy)
     x = torch.arange(width, dtype=dtype, device=images.device) / sigma_x
     y = torch.arange(height, dtype=dtype, device=images.device) / sigma_y
-    grid = torch.stack([x.expand(height, width), y[:, None].expand(height, width)]).expand(
-        batch, 2, height, width
-    )
+    grid = torch.stack([x.expand(height, width), y[:, None].expand(height, width)]).expand(batch, 2, height, width)
     return torch.cat([grid, images.to(dtype) / sigma_rgb], dim=1).flatten(2).transpose(1, 2).contiguous()
 
 
@@ -172,9 +168,7 @@ class _Exact:
 
     def _block(self, start: int, stop: int) -> torch.Tensor:
         rows = self._features[:, start:stop]
-        exponent = torch.baddbmm(
-            self._half_squares[:, None, :], rows, self._features.transpose(1, 2), beta=-1
-        )
+        exponent = torch.baddbmm(self._half_squares[:, None, :], rows, self._features.transpose(1, 2), beta=-1)
         exponent -= self._half_squares[:, start:stop, None]
         block = exponent.clamp_(self._lowest, 0).exp_()
         torch.diagonal(block, offset=start, dim1=1, dim2=2).fill_(self._diagonal)
@@ -208,9 +202,7 @@ class _Lattice:
         self._gain = 1.0 / (1.0 + 2.0 ** (-dimensions))
         self._blurs = [_neighbours(vertices, step) for step in steps]
 
-    def _build_splat(
-        self, weights: torch.Tensor, order: torch.Tensor, counts: torch.Tensor, padded: int
-    ) -> None:
+    def _build_splat(self, weights: torch.Tensor, order: torch.Tensor, counts: torch.Tensor, padded: int) -> None:
         """CSR of vertices over points; entries of padding points keep their vertex but carry no weight."""
         point = order // weights.shape[1]
         image, row = point // padded, point % padded

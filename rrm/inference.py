@@ -1,4 +1,4 @@
-"""From a trained network to probabilities and labels of whole photos: views, CAM scores, CRF at the photo's own size."""
+"""From a trained network to probabilities and labels of whole photos: views, CAM scores, CRF, resizing."""
 
 from __future__ import annotations
 
@@ -65,7 +65,13 @@ def segmentation_probabilities(network: Any, image: Photo, views: Mapping[str, A
 
 @torch.inference_mode()
 def cam_scores(
-    network: Any, image: Photo, present: npt.NDArray[np.uint8], scales: Sequence[float], average: str, exponent: float, device: str
+    network: Any,
+    image: Photo,
+    present: npt.NDArray[np.uint8],
+    scales: Sequence[float],
+    average: str,
+    exponent: float,
+    device: str,
 ) -> Scores:
     """Background and foreground scores of one photo from its CAM and its image-level labels (Eq. 2-4), summing to one.
 
@@ -92,8 +98,9 @@ def keep_image_labels(probabilities: Scores, present: npt.NDArray[np.uint8]) -> 
 def crf_on_present(crf: DenseCRF, image: Photo, probabilities: Scores, present: npt.NDArray[np.uint8]) -> Scores:
     """CRF over background and the image's labels only; all other classes are 0 in the result."""
     channels = np.flatnonzero(np.concatenate([[1], present > 0]))
-    result = np.zeros_like(probabilities)
-    result[channels] = crf(image, np.ascontiguousarray(probabilities[channels]))
+    result: Scores = np.zeros(probabilities.shape, np.float32)
+    refined: npt.NDArray[Any] = crf(image, np.ascontiguousarray(probabilities[channels]))
+    result[channels] = refined
     return result
 
 
@@ -111,5 +118,3 @@ def labels_at(probabilities: Scores, size: tuple[int, int]) -> npt.NDArray[np.ui
 def for_storage(probabilities: Scores) -> npt.NDArray[np.float16]:
     """Half precision, with probabilities below 1e-5 set to 0."""
     return np.where(probabilities < LEAST_PROBABILITY, 0, probabilities).astype(np.float16)
-
-

@@ -54,8 +54,7 @@ def classification_loss(
     _check_choice("classification loss kind", kind, _CLASSIFICATION)
     if logits.ndim != 2 or logits.shape != labels.shape:
         raise RRMError(
-            f"classification loss: expected logits and labels (N,C), got {_shape(logits)} and "
-            f"{_shape(labels)}"
+            f"classification loss: expected logits and labels (N,C), got {_shape(logits)} and {_shape(labels)}"
         )
     scores, target = logits.float() if logits.dtype != torch.float64 else logits, labels.to(logits.device)
     if kind == "multilabel-soft-margin":
@@ -64,9 +63,7 @@ def classification_loss(
     return -(share * scores.log_softmax(dim=1)).sum(dim=1).mean()
 
 
-def balanced_cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, mode: str = "balanced"
-) -> torch.Tensor:
+def balanced_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, mode: str = "balanced") -> torch.Tensor:
     """Cross-entropy over labelled pixels (Eq. 9).
 
     Args:
@@ -246,25 +243,16 @@ class DenseEnergyLoss(nn.Module):
         for name in ("sigma_rgb", "sigma_xy"):
             if not getattr(self, name) > 0:
                 raise RRMError(
-                    f"energy {name}: expected a number > 0, got {getattr(self, name)!r}: the default is a "
-                    "good start"
+                    f"energy {name}: expected a number > 0, got {getattr(self, name)!r}: the default is a good start"
                 )
         if not self.weight >= 0:
-            raise RRMError(
-                f"energy weight: expected a number >= 0, got {self.weight!r}: use 0 to switch it off"
-            )
+            raise RRMError(f"energy weight: expected a number >= 0, got {self.weight!r}: use 0 to switch it off")
         if not 0 < self.scale <= 1:
-            raise RRMError(
-                f"energy scale: expected a number in (0, 1], got {self.scale!r}: the authors use 0.5"
-            )
+            raise RRMError(f"energy scale: expected a number in (0, 1], got {self.scale!r}: the authors use 0.5")
         if self.grid is not None and (len(self.grid) != 2 or any(n < 2 or int(n) != n for n in self.grid)):
-            raise RRMError(
-                f"energy grid: expected an integer >= 2, two of them, or None, got {self.grid!r}: use 32"
-            )
+            raise RRMError(f"energy grid: expected an integer >= 2, two of them, or None, got {self.grid!r}: use 32")
         if self.backend == "lattice" and not self.include_self:
-            raise RRMError(
-                "energy include_self: expected True with backend 'lattice', got False: use backend 'exact'"
-            )
+            raise RRMError("energy include_self: expected True with backend 'lattice', got False: use backend 'exact'")
 
     def _check_inputs(
         self,
@@ -273,16 +261,9 @@ class DenseEnergyLoss(nn.Module):
         valid: torch.Tensor | None,
         labels: torch.Tensor | None,
     ) -> None:
-        if (
-            images.ndim != 4
-            or images.shape[1] != 3
-            or probs.ndim != 4
-            or len(images) != len(probs)
-            or 0 in probs.shape
-        ):
+        if images.ndim != 4 or images.shape[1] != 3 or probs.ndim != 4 or len(images) != len(probs) or 0 in probs.shape:
             raise RRMError(
-                f"energy: expected images (N,3,H,W) and probs (N,K,H,W), got {_shape(images)} and "
-                f"{_shape(probs)}"
+                f"energy: expected images (N,3,H,W) and probs (N,K,H,W), got {_shape(images)} and {_shape(probs)}"
             )
         if self.grid is None and images.shape[2:] != probs.shape[2:]:
             raise RRMError(
@@ -291,15 +272,13 @@ class DenseEnergyLoss(nn.Module):
             )
         if self.grid is None and min(images.shape[2:]) * self.scale < 1:
             raise RRMError(
-                f"energy: expected at least one pixel at scale {self.scale}, got images of "
-                f"{_shape(images)[2:]}"
+                f"energy: expected at least one pixel at scale {self.scale}, got images of {_shape(images)[2:]}"
             )
         expected = (len(images), *images.shape[2:])
         for name, each in (("valid", valid), ("labels", labels)):
             if each is not None and tuple(each.shape) != expected:
                 raise RRMError(
-                    f"energy {name}: expected shape {expected}, got {_shape(each)}: one value a pixel, no "
-                    "class axis"
+                    f"energy {name}: expected shape {expected}, got {_shape(each)}: one value a pixel, no class axis"
                 )
 
 
@@ -359,9 +338,7 @@ def joint_loss(
     if energy is None:
         return JointLoss(cross_entropy, torch.zeros_like(cross_entropy))
     shown = (
-        full
-        if energy.grid is None
-        else F.interpolate(scores, size=energy.grid, mode="bilinear", align_corners=False)
+        full if energy.grid is None else F.interpolate(scores, size=energy.grid, mode="bilinear", align_corners=False)
     )
     return JointLoss(cross_entropy, energy(images, shown.softmax(dim=1), valid, labels))
 
@@ -433,13 +410,10 @@ class _Energy(torch.autograd.Function):
 def _checked_labels(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     if logits.ndim != 4 or tuple(labels.shape) != (len(logits), *logits.shape[2:]):
         raise RRMError(
-            f"cross-entropy: expected logits (N,K,H,W) and labels (N,H,W), got {_shape(logits)} and "
-            f"{_shape(labels)}"
+            f"cross-entropy: expected logits (N,K,H,W) and labels (N,H,W), got {_shape(logits)} and {_shape(labels)}"
         )
     if labels.is_floating_point():
-        raise RRMError(
-            f"cross-entropy labels: expected an integer dtype, got {labels.dtype}: convert with .long()"
-        )
+        raise RRMError(f"cross-entropy labels: expected an integer dtype, got {labels.dtype}: convert with .long()")
     target = labels.to(logits.device, torch.int64)
     if target.device.type == "cpu":  # a look at the values would stall a GPU; its own assertion fires there
         wrong = target[(target != UNLABELLED) & ((target < 0) | (target >= logits.shape[1]))]

@@ -1,4 +1,4 @@
-"""Segmentation metrics from confusion matrices: additive state, so that shards and images can be merged in any order."""
+"""Segmentation metrics from confusion matrices: additive state, so that images and shards merge in any order."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def confusion_matrix(prediction: Any, target: Any, num_classes: int) -> npt.NDAr
     size = num_classes + 1
     for name, labels in (("prediction", predicted), ("target", true)):
         if labels.size and (labels.min() < 0 or labels.max() >= size):
-            raise RRMError(f"{name}: expected labels 0..{num_classes}, got {labels.min()}..{labels.max()}: check num_classes")
+            raise RRMError(
+                f"{name}: expected labels 0..{num_classes}, got {labels.min()}..{labels.max()}: check num_classes"
+            )
     return np.bincount(true * size + predicted, minlength=size * size).reshape(size, size)
 
 

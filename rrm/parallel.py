@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import torch
 
@@ -48,8 +48,11 @@ def prepare_process(threads: int) -> None:
 
 
 def _prepare_worker() -> None:
-    """One thread each. The parent alone answers signals: a batch system sends them to the whole group, and a trainer still
-    needs its workers for the step it is in. A worker ends with its parent, whatever ended that."""
+    """One thread each; signals are the parent's affair.
+
+    A batch system sends signals to the whole group, and a trainer still needs its workers for the step it is in. A
+    worker ends with its parent, whatever ended that.
+    """
     prepare_process(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -81,10 +84,12 @@ class WorkerPool:
         self.workers = workers
         self._executor: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> WorkerPool:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -111,7 +116,9 @@ class WorkerPool:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
             self.close()
-            raise RRMError("workers: expected all processes to live, one died (killed or out of memory): try fewer") from None
+            raise RRMError(
+                "workers: expected all processes to live, one died (killed or out of memory): try fewer"
+            ) from None
 
     def _started(self) -> ProcessPoolExecutor:
         if self._executor is None:

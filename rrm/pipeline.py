@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rrm.config import Config, StepTwo
+from rrm.config import Config, Section, StepTwo
 from rrm.errors import RRMError
 
 SPLITS = ("train", "val", "test")
@@ -34,10 +34,16 @@ STAGES: Mapping[str, Stage] = {
     "classifier": Stage("classifier", ("photos",), ("seed",), "train the classification branch (warm start)"),
     "one-step": Stage("one_step", ("photos", "start"), ("seed",), "one-step RRM training"),
     "pseudo-masks": Stage("pseudo_masks", ("photos", "model"), ("seed",), "pseudo masks of the training photos"),
-    "step-two": Stage("step_two", ("photos", "masks", "start"), ("seed", "model"), "train a segmentation network on pseudo masks"),
-    "bound": Stage("bound", ("photos", "masks", "start"), ("seed", "model"), "the same on masks: a fully supervised bound"),
+    "step-two": Stage(
+        "step_two", ("photos", "masks", "start"), ("seed", "model"), "train a segmentation network on pseudo masks"
+    ),
+    "bound": Stage(
+        "bound", ("photos", "masks", "start"), ("seed", "model"), "the same on masks: a fully supervised bound"
+    ),
     "predict": Stage("predict", ("photos", "model"), ("model", "split"), "class probabilities of a split"),
-    "evaluate": Stage("evaluate", ("photos", "masks", "probabilities"), ("split",), "confusion matrices without and with CRF"),
+    "evaluate": Stage(
+        "evaluate", ("photos", "masks", "probabilities"), ("split",), "confusion matrices without and with CRF"
+    ),
     "table5": Stage("table5", (), (), "the comparison table, reported and measured rows"),
 }
 
@@ -57,7 +63,9 @@ def network_section(config: Config, model: str) -> StepTwo:
     group, _, name = model.partition("/")
     sections: Mapping[str, StepTwo] = {"step_two": config.step_two, "bounds": config.bounds}.get(group, {})
     if name not in sections:
-        raise RRMError(f"model: expected one of {models(config)}, got {model!r}: add it to the config or correct the name")
+        raise RRMError(
+            f"model: expected one of {models(config)}, got {model!r}: add it to the config or correct the name"
+        )
     return sections[name]
 
 
@@ -86,32 +94,37 @@ def stage_options(config: Config, stage: str, *, seed: int = 0, model: str = "",
     Returns:
         JSON-serialisable mapping.
     """
+    if stage not in STAGES:
+        raise RRMError(f"stage: expected one of {', '.join(STAGES)}, got {stage!r}")
     dataset = config.dataset.model_dump(mode="json")
     one_step = config.one_step.model_dump(mode="json")
     one_step["network"].pop("start")
-    if stage == "demo-data":
-        return {"demo": dataset["demo"]}
-    if stage == "pack-photos":
-        return {"dataset": dataset}
-    if stage == "pack-masks":
-        return {"dataset": dataset, "split": split}
-    if stage == "classifier":
-        return {"network": one_step["network"], "classifier": config.classifier.model_dump(mode="json"), "seed": seed}
-    if stage == "one-step":
-        return {"one_step": one_step, "seed": seed}
-    if stage == "pseudo-masks":
-        return {"pseudo_masks": config.pseudo_masks.model_dump(mode="json"), "seed": seed}
-    if stage in ("step-two", "bound"):
-        return {"step_two": _network_options(config, model), "seed": seed}
-    if stage == "predict":
-        if model == "cam":
-            return {"cam": one_step["cam"], "exponent": config.pseudo_masks.cam_exponent, "split": split}
-        return {"views": config.evaluation.views.model_dump(mode="json"), "split": split}
-    if stage == "evaluate":
-        return {"crf": config.evaluation.crf.model_dump(mode="json"), "split": split}
-    if stage == "table5":
-        return {"config": config.model_dump(mode="json", exclude={"runtime"})}
-    raise RRMError(f"stage: expected one of {', '.join(STAGES)}, got {stage!r}")
+    network = _network_options(config, model) if stage in ("step-two", "bound") else {}
+    options: dict[str, dict[str, Any]] = {
+        "demo-data": {"demo": dataset["demo"]},
+        "pack-photos": {"dataset": dataset},
+        "pack-masks": {"dataset": dataset, "split": split},
+        "classifier": {"network": one_step["network"], "classifier": _plain(config.classifier), "seed": seed},
+        "one-step": {"one_step": one_step, "seed": seed},
+        "pseudo-masks": {"pseudo_masks": _plain(config.pseudo_masks), "seed": seed},
+        "step-two": {"step_two": network, "seed": seed},
+        "bound": {"step_two": network, "seed": seed},
+        "predict": _prediction_options(config, model, split),
+        "evaluate": {"crf": _plain(config.evaluation.crf), "split": split},
+        "table5": {"config": config.model_dump(mode="json", exclude={"runtime"})},
+    }
+    return options[stage]
+
+
+def _plain(section: Section) -> dict[str, Any]:
+    return section.model_dump(mode="json")
+
+
+def _prediction_options(config: Config, model: str, split: str) -> dict[str, Any]:
+    if model == "cam":
+        exponent = config.pseudo_masks.cam_exponent
+        return {"cam": _plain(config.one_step.cam), "exponent": exponent, "split": split}
+    return {"views": _plain(config.evaluation.views), "split": split}
 
 
 @dataclass(frozen=True)

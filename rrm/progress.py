@@ -55,7 +55,11 @@ class Progress:
         rate = (self.done - self._first) / spent
         left = _clock((self.total - self.done) / rate) if rate else "?"
         shown = "".join(f"  {k} {v:.4g}" for k, v in values.items())
-        print(f"{self.name}  {self.done}/{self.total}{shown}  {rate * self.unit_size:.1f} images/s  ETA {left}", file=sys.stderr, flush=True)
+        print(
+            f"{self.name}  {self.done}/{self.total}{shown}  {rate * self.unit_size:.1f} images/s  ETA {left}",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def close(self) -> None:
         """End the bar."""

@@ -77,13 +77,9 @@ class RegionRule:
 
     def __post_init__(self) -> None:
         if self.rule not in _RULES:
-            raise RRMError(
-                f"rule: expected one of {', '.join(_RULES)}, got {self.rule!r}: choose one of them"
-            )
+            raise RRMError(f"rule: expected one of {', '.join(_RULES)}, got {self.rule!r}: choose one of them")
         if self.padding not in _PADDING:
-            raise RRMError(
-                f"padding: expected one of {', '.join(_PADDING)}, got {self.padding!r}: choose one of them"
-            )
+            raise RRMError(f"padding: expected one of {', '.join(_PADDING)}, got {self.padding!r}: choose one of them")
         for name in ("ratio", "crf_scale"):
             if not 0 < getattr(self, name) <= 1:
                 raise RRMError(f"{name}: expected a number in (0, 1], got {getattr(self, name)!r}: change it")
@@ -93,8 +89,7 @@ class RegionRule:
         for name in ("resolved_cam_exponent", "crf_exponent"):
             if not getattr(self, name) > 0:
                 raise RRMError(
-                    f"{name.removeprefix('resolved_')}: expected a number > 0, got {getattr(self, name)!r}: "
-                    "use 4"
+                    f"{name.removeprefix('resolved_')}: expected a number > 0, got {getattr(self, name)!r}: use 4"
                 )
         if self.crf is not None and not isinstance(self.crf, DenseCRF):
             raise RRMError(f"crf: expected a DenseCRF or None, got {type(self.crf).__name__}: build one")
@@ -207,9 +202,7 @@ def reliable_labels(
     return labels.astype(np.uint8)
 
 
-def confident_labels(
-    cam_scores: ScoreArray, ratio: float = 0.4, counted: BoolArray | None = None
-) -> LabelArray:
+def confident_labels(cam_scores: ScoreArray, ratio: float = 0.4, counted: BoolArray | None = None) -> LabelArray:
     """Arg max of the scores where it is above the alpha of its class (Eq. 6).
 
     Args:
@@ -292,18 +285,14 @@ class RegionMiner:
     ) -> None:
         self.close()
 
-    def _tasks(
-        self, images: Array, cams: Array, present: Array, valid: Array | None
-    ) -> Iterator[tuple[Any, ...]]:
+    def _tasks(self, images: Array, cams: Array, present: Array, valid: Array | None) -> Iterator[tuple[Any, ...]]:
         photos, scores, labels = (
             to_numpy(images, "images"),
             to_numpy(cams, "cams"),
             to_numpy(present, "present"),
         )
         masks = None if valid is None else to_numpy(valid, "valid")
-        counts = [len(each) for each in (photos, scores, labels) if each.ndim] + (
-            [] if masks is None else [len(masks)]
-        )
+        counts = [len(each) for each in (photos, scores, labels) if each.ndim] + ([] if masks is None else [len(masks)])
         if len(set(counts)) != 1:
             raise RRMError(
                 f"RegionMiner: expected one batch size, got {counts} (images, cams, present, valid): pass a "
@@ -344,17 +333,13 @@ def _prepare(
         )
     classes = np.flatnonzero(present > PRESENCE_THRESHOLD)
     chosen = np.ascontiguousarray(cams[classes], dtype=np.float32)
-    if not np.isfinite(chosen).all() or (
-        chosen.size and not -1e-4 <= chosen.min() <= chosen.max() <= 1 + 1e-4
-    ):
+    if not np.isfinite(chosen).all() or (chosen.size and not -1e-4 <= chosen.min() <= chosen.max() <= 1 + 1e-4):
         raise RRMError(
-            "cams: expected values in 0..1, got others or NaN: divide each class by its maximum "
-            "(rrm.cam.normalize_cam)"
+            "cams: expected values in 0..1, got others or NaN: divide each class by its maximum (rrm.cam.normalize_cam)"
         )
     if valid is not None and (valid.shape != image.shape[:2] or valid.dtype != np.bool_):
         raise RRMError(
-            f"valid: expected bool {image.shape[:2]}, got {valid.dtype} {tuple(valid.shape)}: True marks "
-            "real pixels"
+            f"valid: expected bool {image.shape[:2]}, got {valid.dtype} {tuple(valid.shape)}: True marks real pixels"
         )
     counted = valid if rule.padding == "ignore" else None
     channels = np.concatenate([[0], classes + 1]).astype(np.uint8)
@@ -402,17 +387,15 @@ def _crf(image: npt.NDArray[np.uint8], scores: ScoreArray, rule: RegionRule) -> 
     size = (max(1, round(height * rule.crf_scale)), max(1, round(width * rule.crf_scale)))
     smaller = _resized(image.transpose(2, 0, 1).astype(np.float32), size)
     photo = np.asarray(smaller.round().clip(0, 255), np.uint8)
-    q: ScoreArray = crf.scaled(rule.crf_scale)(
-        np.ascontiguousarray(photo.transpose(1, 2, 0)), _resized(scores, size)
-    )
+    q: ScoreArray = crf.scaled(rule.crf_scale)(np.ascontiguousarray(photo.transpose(1, 2, 0)), _resized(scores, size))
     return _resized(q, (height, width))
 
 
 def _resized(maps: ScoreArray, size: tuple[int, int]) -> ScoreArray:
     tensor = torch.from_numpy(np.ascontiguousarray(maps))[None]
-    resized: ScoreArray = F.interpolate(
-        tensor, size=size, mode="bilinear", align_corners=False, antialias=True
-    )[0].numpy()
+    resized: ScoreArray = F.interpolate(tensor, size=size, mode="bilinear", align_corners=False, antialias=True)[
+        0
+    ].numpy()
     return resized
 
 

@@ -168,9 +168,7 @@ def set_learning_rate(
         2.0
     """
     if schedule not in _SCHEDULES:
-        raise RRMError(
-            f"schedule: expected one of {', '.join(_SCHEDULES)}, got {schedule!r}: choose one of them"
-        )
+        raise RRMError(f"schedule: expected one of {', '.join(_SCHEDULES)}, got {schedule!r}: choose one of them")
     ramp = min(1.0, (step + 1) / warmup_steps) if warmup_steps > 0 else 1.0
     for group in optimizer.param_groups:
         if "lr_factor" not in group or "base_lr" not in group:
@@ -197,13 +195,10 @@ def _check_optimizer(
     unknown = sorted(set(parameter_groups) - set(GROUPS))
     if unknown:
         raise RRMError(
-            f"optimiser groups: expected names among {', '.join(GROUPS)}, got {', '.join(unknown)}: rename "
-            "them"
+            f"optimiser groups: expected names among {', '.join(GROUPS)}, got {', '.join(unknown)}: rename them"
         )
     if kind not in _KINDS:
-        raise RRMError(
-            f"optimiser kind: expected one of {', '.join(_KINDS)}, got {kind!r}: choose one of them"
-        )
+        raise RRMError(f"optimiser kind: expected one of {', '.join(_KINDS)}, got {kind!r}: choose one of them")
     if not lr > 0 or not 0 <= momentum < 1 or not weight_decay >= 0:
         raise RRMError(
             f"optimiser: expected lr > 0, momentum in [0, 1), weight_decay >= 0, got {lr}, {momentum}, "
@@ -211,6 +206,5 @@ def _check_optimizer(
         )
     if len(lr_factors) != len(GROUPS) or any(not factor >= 0 for factor in lr_factors):
         raise RRMError(
-            f"optimiser lr_factors: expected four numbers >= 0, got {lr_factors}: the authors use "
-            f"{REFERENCE_FACTORS}"
+            f"optimiser lr_factors: expected four numbers >= 0, got {lr_factors}: the authors use {REFERENCE_FACTORS}"
         )

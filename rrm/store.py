@@ -29,7 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import h5py
 import numpy as np
@@ -46,7 +46,7 @@ _AGAIN = "delete it and run the stage that writes it again"
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path beside `path`; rename it to `path` when the block ends well, remove it otherwise.
+    r"""Give a temporary path beside `path`; rename it to `path` when the block ends well, remove it otherwise.
 
     The temporary name contains the process id and keeps the suffix (writers that choose a format by suffix
     work). The file is flushed to disk before the rename, so that `path` is at any time absent, the old file
@@ -65,7 +65,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> with atomic_path(folder / "table.csv") as temporary:
-        ...     _ = temporary.write_text("a,b\\n")
+        ...     _ = temporary.write_text("a,b\n")
         >>> [entry.name for entry in folder.iterdir()]
         ['table.csv']
     """
@@ -75,9 +75,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         if not temporary.is_file():
-            raise RRMError(
-                f"{target}: expected a file written to {temporary.name}, got none: write to the given path"
-            )
+            raise RRMError(f"{target}: expected a file written to {temporary.name}, got none: write to the given path")
         _sync(temporary)
         os.replace(temporary, target)
     except BaseException:
@@ -150,7 +148,7 @@ class StoreWriter:
                 f"{self.path}: config: expected values that JSON can hold, got {error}: convert them"
             ) from error
 
-    def __enter__(self) -> StoreWriter:
+    def __enter__(self) -> Self:
         self._atomic = atomic_path(self.path)
         temporary = self._atomic.__enter__()
         self._file = h5py.File(temporary, "w", libver=("v108", "v108"), locking=False)
@@ -169,22 +167,16 @@ class StoreWriter:
             arrays: named arrays, numeric or boolean, of any shape; at least one.
         """
         if record in self._checksums:
-            raise RRMError(
-                f"{self.path}: record {record!r}: expected each id once, got it twice: remove the double"
-            )
+            raise RRMError(f"{self.path}: record {record!r}: expected each id once, got it twice: remove the double")
         if not arrays:
-            raise RRMError(
-                f"{self.path}: record {record!r}: expected at least one array, got none: give its arrays"
-            )
+            raise RRMError(f"{self.path}: record {record!r}: expected at least one array, got none: give its arrays")
         number = len(self._checksums)
         self._checksums[record] = {name: self._write(f"{number:08d}.{name}", a) for name, a in arrays.items()}
 
     def _write(self, name: str, value: NDArray[Any]) -> int:
         array = np.require(value, requirements="C")
         if array.dtype.kind not in "biuf":
-            raise RRMError(
-                f"{self.path}: {name}: expected numbers or booleans, got {array.dtype}: convert the array"
-            )
+            raise RRMError(f"{self.path}: {name}: expected numbers or booleans, got {array.dtype}: convert the array")
         options: dict[str, Any] = {}
         if self._compression is not None and array.nbytes >= 4096:
             options = {"chunks": array.shape, "compression": self._compression, "shuffle": array.itemsize > 1}
@@ -340,9 +332,7 @@ class Store:
     def names(self, record: str) -> tuple[str, ...]:
         """Names of the arrays of one record."""
         if record not in self._numbers:
-            raise RRMError(
-                f"{self.path}: expected an id of this store, got {record!r}: see its {len(self)} ids"
-            )
+            raise RRMError(f"{self.path}: expected an id of this store, got {record!r}: see its {len(self)} ids")
         return tuple(self._checksums[self._numbers[record]])
 
     def read(self, record: str, name: str) -> NDArray[Any]:
@@ -357,9 +347,7 @@ class Store:
         """
         names = self.names(record)
         if name not in names:
-            raise RRMError(
-                f"{self.path}: record {record!r}: expected one of {', '.join(names)}, got {name!r}"
-            )
+            raise RRMError(f"{self.path}: record {record!r}: expected one of {', '.join(names)}, got {name!r}")
         number = self._numbers[record]
         try:
             array: NDArray[Any] = np.asarray(self._file()[f"{number:08d}.{name}"][()])

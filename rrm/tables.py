@@ -1,7 +1,7 @@
 """Table 5 of the paper: its rows as reported, and this run's rows as measured.
 
-A measured cell is computed here from the confusion matrices of its photos and from nothing else; reported figures come from
-`rrm/reported/table5.csv` and have no way into a measured row.
+A measured cell is computed here from the confusion matrices of its photos and from nothing else; reported figures come
+from `rrm/reported/table5.csv` and have no way into a measured row.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ COLUMNS = [
     "recipe",
     "departures",
 ]
-"""Columns of `results/table5.csv`; mIoU in percent. `val` and `test` are with CRF in measured rows, as printed in reported ones."""
+"""Columns of `results/table5.csv`; mIoU in percent.
+
+`val` and `test` are with CRF in measured rows and as printed in reported ones.
+"""
 
 _VOC_IMAGES = {"val": 1449, "test": 1456}
 
@@ -113,12 +116,16 @@ def measured_row(row: Row, confusions: Mapping[tuple[int, str], Store]) -> dict[
     for split in sorted({split for _, split in confusions}):
         stores = [confusions[seed, split] for seed in seeds]
         if any(store.ids != stores[0].ids for store in stores):
-            raise RRMError(f"{row.model} {split}: expected the same photos for all seeds, got different ones: evaluate again")
+            raise RRMError(
+                f"{row.model} {split}: expected the same photos for all seeds, got different ones: evaluate again"
+            )
         cells |= _cells(stores, split)
     return cells
 
 
-def check_sources(stores: Mapping[tuple[int, str, str], Store], expected: Mapping[tuple[int, str, str], Mapping[str, Any]]) -> None:
+def check_sources(
+    stores: Mapping[tuple[int, str, str], Store], expected: Mapping[tuple[int, str, str], Mapping[str, Any]]
+) -> None:
     """Refuse matrices that were not made with this configuration.
 
     Args:

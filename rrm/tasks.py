@@ -87,7 +87,12 @@ class OneStepTask:
     """
 
     def __init__(
-        self, network: Any, miner: RegionMiner, cam: Mapping[str, Any], losses: Mapping[str, str], energy: Mapping[str, Any]
+        self,
+        network: Any,
+        miner: RegionMiner,
+        cam: Mapping[str, Any],
+        losses: Mapping[str, str],
+        energy: Mapping[str, Any],
     ) -> None:
         self.network, self.miner, self.cam, self.kinds = network, miner, cam, losses
         self.energy = _RampedEnergy(energy)
@@ -100,25 +105,31 @@ class OneStepTask:
             )
         photos = batch["images"].round().clamp(0, 255).byte().permute(0, 2, 3, 1)
         scores = normalize_cam(cams.float(), batch["present"])
-        return self.miner.mine(photos, scores, batch["present"], batch["valid"]).long().to(images.device)
+        labels: Tensor = self.miner.mine(photos, scores, batch["present"], batch["valid"])
+        return labels.long().to(images.device)
 
     def losses(self, batch: Batch, progress: float) -> Mapping[str, Tensor]:
         """Classification loss, cross-entropy on the mined labels and energy of a batch."""
         images = self.network.normalize(batch["images"])
         labels = self.mined_labels(batch, images)
         output = self.network(images)
-        logits = resize(output.segmentation.float(), labels.shape[1:])
+        logits = resize(output.segmentation.float(), (labels.shape[1], labels.shape[2]))
         return {
-            "classification": classification_loss(output.class_logits.float(), batch["present"], self.kinds["classification"]),
+            "classification": classification_loss(
+                output.class_logits.float(), batch["present"], self.kinds["classification"]
+            ),
             "cross_entropy": balanced_cross_entropy(logits, labels, self.kinds["cross_entropy"]),
             **self.energy(batch, logits, labels, progress),
         }
 
 
 def multi_scale_logits(forward: Callable[[Tensor], Tensor], images: Tensor, scales: Sequence[float]) -> list[Tensor]:
-    """Logits (N,K,H,W) of each scale at the images' size and, for several scales, their maximum at the end (DeepLab-v2)."""
+    """Logits (N,K,H,W) of each scale at the images' size; for several, their maximum at the end (DeepLab-v2)."""
     size = (int(images.shape[2]), int(images.shape[3]))
-    scaled = (images if s == 1 else F.interpolate(images, scale_factor=s, mode="bilinear", align_corners=False) for s in scales)
+    scaled = (
+        images if s == 1 else F.interpolate(images, scale_factor=s, mode="bilinear", align_corners=False)
+        for s in scales
+    )
     logits = [resize(forward(each).float(), size) for each in scaled]
     return [*logits, torch.stack(logits).amax(0)] if len(logits) > 1 else logits
 
@@ -134,7 +145,11 @@ class SegmentationTask:
     """
 
     def __init__(
-        self, network: Any, cross_entropy: str, scales: Sequence[float] = (1.0,), energy: Mapping[str, Any] | None = None
+        self,
+        network: Any,
+        cross_entropy: str,
+        scales: Sequence[float] = (1.0,),
+        energy: Mapping[str, Any] | None = None,
     ) -> None:
         self.network, self.kind, self.scales = network, cross_entropy, list(scales)
         self.energy = _RampedEnergy(energy)
@@ -142,6 +157,8 @@ class SegmentationTask:
     def losses(self, batch: Batch, progress: float) -> Mapping[str, Tensor]:
         """Cross-entropy summed over scales, and energy, of a batch with `images`, `labels` and `valid`."""
         labels = batch["labels"]
-        logits = multi_scale_logits(self.network.forward_segmentation, self.network.normalize(batch["images"]), self.scales)
+        logits = multi_scale_logits(
+            self.network.forward_segmentation, self.network.normalize(batch["images"]), self.scales
+        )
         terms = torch.stack([balanced_cross_entropy(each, labels, self.kind) for each in logits])
         return {"cross_entropy": terms.sum(), **self.energy(batch, logits[-1], labels, progress)}

@@ -1,8 +1,8 @@
-"""The one training loop, for every stage that trains: seeded, resumable to the bit on the CPU, mixed precision on a GPU.
+"""The one training loop, for every stage that trains: seeded, resumable to the bit, mixed precision on a GPU.
 
-Batch k, its augmentation and the random numbers of step k (dropout) are functions of (seed, k) alone. So the network, the
-optimiser and the step are the whole state: a run that was killed at any moment goes on from its last checkpoint to the
-same weights as an undisturbed one.
+Batch k, its augmentation and the random numbers of step k (dropout) are functions of (seed, k) alone. So the network,
+the optimiser and the step are the whole state: a run that was killed at any moment goes on from its last checkpoint to
+the same weights as an undisturbed one (on the CPU, to the bit).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +77,9 @@ def pick_device(name: str) -> str:
     """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise RRMError("device: expected a GPU, torch sees none: set runtime.device to auto or cpu, or repair the driver")
+        raise RRMError(
+            "device: expected a GPU, torch sees none: set runtime.device to auto or cpu, or repair the driver"
+        )
     return "cuda" if name != "cpu" and available else "cpu"
 
 
@@ -101,9 +103,13 @@ def read_weights(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for damaged files
         first = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise RRMError(f"{path}: expected weights written by rrm, got an unreadable file ({first}): make it again") from None
+        raise RRMError(
+            f"{path}: expected weights written by rrm, got an unreadable file ({first}): make it again"
+        ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise RRMError(f"{path}: expected format {FORMAT}, got another file: give weights written by this version of rrm")
+        raise RRMError(
+            f"{path}: expected format {FORMAT}, got another file: give weights written by this version of rrm"
+        )
     return content
 
 
@@ -112,7 +118,7 @@ class Run:
 
     Args:
         folder: parent of the runs' folders.
-        identity: options, code hash and digests of the inputs; another identity never resumes from this one's checkpoint.
+        identity: options, code hash and digests of the inputs; a run never resumes from another identity's checkpoint.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
@@ -160,7 +166,7 @@ class _StopRequest:
     def __init__(self) -> None:
         self.received = False
 
-    def __enter__(self) -> _StopRequest:
+    def __enter__(self) -> Self:
         self._before = signal.signal(signal.SIGTERM, self._note)
         return self
 
@@ -182,9 +188,9 @@ class _Recorder:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return
-        self._board = SummaryWriter(str(run.folder), purge_step=start)  # type: ignore[no-untyped-call]
+        self._board = SummaryWriter(str(run.folder), purge_step=start)
 
-    def __enter__(self) -> _Recorder:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -323,5 +329,8 @@ def fit(
             if done % options.checkpoint_every == 0 or done == options.steps or stop.received:
                 run.save(_state(task, stepper, done))
             if stop.received and done < options.steps:
-                print(f"{name}: stopped by SIGTERM after step {done}; the same command goes on from there", file=sys.stderr)
+                print(
+                    f"{name}: stopped by SIGTERM after step {done}; the same command goes on from there",
+                    file=sys.stderr,
+                )
                 raise SystemExit(143)

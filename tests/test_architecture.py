@@ -49,7 +49,11 @@ def _first_parts(path: Path) -> set[str]:
 
 
 def test_every_module_has_a_place() -> None:
-    names = {path.stem if path.is_file() else path.name for path in PACKAGE.iterdir() if not path.name.startswith((".", "__pycache__"))}
+    names = {
+        path.stem if path.is_file() else path.name
+        for path in PACKAGE.iterdir()
+        if not path.name.startswith((".", "__pycache__"))
+    }
     assert names == set(ORDER)
 
 

@@ -1,15 +1,16 @@
 """A miniature of weakly supervised segmentation, made from scratch: photos of creatures in VOC 2012 layout.
 
-Each creature has a small head whose pattern tells its class, and a larger articulated body (limbs, tail, neck,
-antennae) in colours that all classes share. A classifier therefore finds the heads, and the rest of the object has
-to be won from colour and position, as on natural photos. Nothing is made easy for one method: the ground has several
-textured regions, some of them in body colours, there is clutter, there are creatures of no class (with a head of
-another pattern, or none), creatures hide one another and are hidden by stems, and every photo has uneven light,
-blur, noise and JPEG artefacts.
+Each creature has a small head, patterned after its class, and a larger articulated body (limbs, tail, neck,
+antennae) in colours that classes share. A classifier therefore finds the heads, and the rest of the object
+has to be won from colour and position, as on natural photos. Nothing is made easy for one method: the ground
+has several textured regions, some of them in body colours; there is clutter, and there are creatures of no
+class (with another head, or a plain one); creatures hide one another and are hidden by stems; every photo has
+uneven light, blur, noise and JPEG artefacts.
 
-Files (the layout of PASCAL VOC 2012): ``JPEGImages/*.jpg``, ``Annotations/*.xml``, ``SegmentationClass/*.png``
-(palette PNG, 255 = a void line of one pixel around objects), ``ImageSets/Segmentation/{train,val,test}.txt``; and
-``manifest.json``, written last, with the parameters, the counts and the SHA-256 of every other file.
+Files (the layout of PASCAL VOC 2012): ``JPEGImages/*.jpg``, ``Annotations/*.xml``,
+``SegmentationClass/*.png`` (palette PNG, 255 = a void line of one pixel around objects),
+``ImageSets/Segmentation/{train,val,test}.txt``; and ``manifest.json``, written last, with the parameters, the
+counts and the SHA-256 of every other file.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +47,9 @@ Stroke = tuple[Array, Array]  # points (n, 2) as x, y and radii (n,), both in pi
 class Species:
     """One class: its name, its head pattern and the ranges of its build (fractions of the body length).
 
-    Builds overlap between classes, and so do colours: a class has a usual pair of head tones and four usual body
-    colours, but `STRAY_TONES` and `STRAY_COLOURS` of its creatures have any. Only the head pattern is peculiar to it.
+    Builds overlap between classes, and so do colours: a class has a usual pair of head tones and four usual
+    body colours, each of these shared with another class, but a share of its creatures (`STRAY_TONES`,
+    `STRAY_COLOURS`) has any. Only the head pattern is peculiar to it.
     """
 
     name: str
@@ -145,7 +147,11 @@ def _cover(shape: tuple[int, int], strokes: Sequence[Stroke]) -> Array:
             draw.ellipse((x - q, y - q, x + q, y + q), fill=255)
         for a, b, q in zip(xy[:-1], xy[1:], np.minimum(r[:-1], r[1:]), strict=True):
             draw.line((*a, *b), fill=255, width=max(1, round(2 * float(q))))
-    return np.asarray(canvas.reduce(s), dtype=np.float32) / 255
+    return _float32(np.asarray(canvas.reduce(s)) / np.float32(255))
+
+
+def _float32(values: NDArray[Any]) -> Array:
+    return values.astype(np.float32)
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int], cell: float) -> Array:
@@ -155,11 +161,11 @@ def _noise(rng: np.random.Generator, shape: tuple[int, int], cell: float) -> Arr
     x, y = rng.random(2)
     box = (x, y, x + shape[1] / cell, y + shape[0] / cell)
     field = Image.fromarray(grid).resize((shape[1], shape[0]), Image.Resampling.BICUBIC, box=box)
-    return np.asarray(field, dtype=np.float32) * 1.3
+    return _float32(np.asarray(field) * 1.3)
 
 
 def _grid(shape: tuple[int, int]) -> tuple[Array, Array]:
-    """x (1, W) and y (H, 1) of the pixel centres."""
+    """Pixel centres: x (1, W) and y (H, 1)."""
     x = np.arange(shape[1], dtype=np.float32)[None] + 0.5
     y = np.arange(shape[0], dtype=np.float32)[:, None] + 0.5
     return x, y
@@ -173,17 +179,17 @@ def _pattern(name: str, u: Array, v: Array) -> Array:
     """Signed pattern of a head; (u, v) are coordinates in head radii, positive values take the light tone."""
     rho = np.hypot(u, v)
     if name == "stripes":
-        return np.sin(2 * np.pi * 1.15 * u)
+        return _float32(np.sin(2 * np.pi * 1.15 * u))
     if name == "rings":
-        return np.cos(2 * np.pi * 1.1 * rho)
+        return _float32(np.cos(2 * np.pi * 1.1 * rho))
     if name == "checks":
-        return 1.6 * np.sin(np.pi * 1.5 * u) * np.sin(np.pi * 1.5 * v)
+        return _float32(1.6 * np.sin(np.pi * 1.5 * u) * np.sin(np.pi * 1.5 * v))
     if name == "sectors":
-        return np.sin(3 * np.arctan2(v, u))
+        return _float32(np.sin(3 * np.arctan2(v, u)))
     if name == "spots":
         angles = np.arange(3) * 2 * np.pi / 3
         near = [np.hypot(u - 0.52 * np.cos(a), v - 0.52 * np.sin(a)) for a in angles]
-        return (np.minimum.reduce(near) - 0.33) * 4
+        return _float32((np.minimum.reduce(near) - 0.33) * 4)
     if name == "half":
         return u * 3
     return np.full_like(rho, 0.2)  # "plain": between the two tones
@@ -193,7 +199,7 @@ def _pattern(name: str, u: Array, v: Array) -> Array:
 
 
 def _tapered(start: Array, angle: float, bend: float, length: float, radii: tuple[float, float], n: int) -> Stroke:
-    """A curved stroke from `start`: `n` segments, turning by `bend` radians, from the first radius to the second."""
+    """A curved stroke from `start`: `n` segments, turning by `bend` radians, radii from first to second."""
     steps = _directions(angle + bend * np.linspace(0, 1, n)) * (length / n)
     points = np.concatenate([start[None], start + np.cumsum(steps, axis=0)]).astype(np.float32)
     return points, np.linspace(*radii, n + 1, dtype=np.float32)
@@ -206,7 +212,7 @@ def _spine(rng: np.random.Generator, length: float, width: float, centre: Array,
     points = np.cumsum(_directions(heading) * (length / len(t)), axis=0)
     fullest = rng.uniform(0.4, 0.65)
     radii = 0.5 * width * length * (1 - 0.6 * np.abs((t - fullest) / 0.65) ** 1.7)
-    return ((points - points.mean(0) + centre).astype(np.float32), radii.astype(np.float32)), heading
+    return (_float32(points - points.mean(0) + centre), _float32(radii)), _float32(heading)
 
 
 def _legs(rng: np.random.Generator, spine: Stroke, heading: NDArray[Any], pairs: int, length: float) -> list[Stroke]:
@@ -226,7 +232,9 @@ def _legs(rng: np.random.Generator, spine: Stroke, heading: NDArray[Any], pairs:
     return legs
 
 
-def _limbs(rng: np.random.Generator, species: Species, spine: Stroke, heading: NDArray[Any], length: float) -> list[Stroke]:
+def _limbs(
+    rng: np.random.Generator, species: Species, spine: Stroke, heading: NDArray[Any], length: float
+) -> list[Stroke]:
     """Legs and tail."""
     pairs = int(rng.integers(species.leg_pairs[0], species.leg_pairs[1] + 1))
     limbs = _legs(rng, spine, heading, pairs, length)
@@ -244,7 +252,8 @@ def _creature(
     spine, heading = _spine(rng, length, rng.uniform(*species.width), centre, angle)
     end = float(heading[-1]) + rng.uniform(-0.3, 0.3)
     neck_length = length * rng.uniform(*species.neck)
-    neck = _tapered(spine[0][-1], end, rng.uniform(-0.5, 0.5), neck_length + 1, (float(spine[1][-1]) * 0.7, 0.05 * length), 4)
+    radii = (float(spine[1][-1]) * 0.7, 0.05 * length)
+    neck = _tapered(spine[0][-1], end, rng.uniform(-0.5, 0.5), neck_length + 1, radii, 4)
     radius = length * rng.uniform(0.19, 0.24)
     head = neck[0][-1] + _directions(np.array(end)) * radius * 0.8
     limbs = _limbs(rng, species, spine, heading, length)
@@ -256,10 +265,11 @@ def _creature(
     stray = rng.random(2) < (STRAY_COLOURS, STRAY_TONES)
     row = rng.integers(len(BODY_COLOURS)) if stray[0] else rng.choice(species.colours)
     colour = BODY_COLOURS[row] + rng.normal(0, 9, 3)
-    tones = HEAD_TONES[rng.integers(len(HEAD_TONES)) if stray[1] else species.tones] + rng.normal(0, 10, (2, 3))
+    pair = rng.integers(len(HEAD_TONES)) if stray[1] else species.tones
+    tones = HEAD_TONES[pair] + rng.normal(0, 10, (2, 3))
     turn = end + rng.uniform(-0.5, 0.5)
     place = (float(head[0]), float(head[1]), float(radius), float(turn))
-    return Creature((spine, neck), tuple(limbs), place, pattern, colour.astype(np.float32), tones.astype(np.float32))
+    return Creature((spine, neck), tuple(limbs), place, pattern, _float32(colour), _float32(tones))
 
 
 def _head_cover(shape: tuple[int, int], creature: Creature) -> Array:
@@ -274,7 +284,7 @@ def _head_colours(shape: tuple[int, int], creature: Creature) -> Array:
     x, y = (x - cx) / radius, (y - cy) / radius
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     light = np.clip(0.5 + 1.2 * _pattern(creature.pattern, u, v), 0, 1).astype(np.float32)[..., None]
-    return creature.tones[0] + light * (creature.tones[1] - creature.tones[0])
+    return _float32(creature.tones[0] + light * (creature.tones[1] - creature.tones[0]))
 
 
 def _body_colours(rng: np.random.Generator, shape: tuple[int, int], creature: Creature) -> Array:
@@ -285,7 +295,7 @@ def _body_colours(rng: np.random.Generator, shape: tuple[int, int], creature: Cr
     extent = 0.5 * float(np.ptp(creature.body[0][0], axis=0).max()) + 1
     shade = np.clip(((x - cx) * across[0] + (y - cy) * across[1]) / extent, -1.2, 1.2) * rng.uniform(6, 18)
     texture = _noise(rng, shape, shape[0] / 32) * rng.uniform(2, 6)
-    return creature.colour + (shade + texture).astype(np.float32)[..., None]
+    return _float32(creature.colour + (shade + texture)[..., None])
 
 
 def _paint_creature(rng: np.random.Generator, photo: Photo, creature: Creature) -> tuple[Array, Array]:
@@ -319,7 +329,7 @@ def _ground(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
 
 
 def _clutter(rng: np.random.Generator, photo: Photo, count: int, *, stems: bool) -> Array:
-    """Paint pebbles, leaves and twigs (or, with `stems`, long thin stems); returns their joint opacity (H, W)."""
+    """Paint pebbles, leaves and twigs (or, with `stems`, long thin stems); returns their opacity (H, W)."""
     height, width = photo.shape
     scale = max(photo.shape)
     total = np.zeros(photo.shape, np.float32)
@@ -341,7 +351,11 @@ def _pose(rng: np.random.Generator, shape: tuple[int, int], length: tuple[float,
     """Body length (log-uniform within fractions of the photo's long side), centre and heading."""
     low, high = np.log(length)
     centre = rng.uniform(0.18, 0.82, 2) * np.array([shape[1], shape[0]])
-    return float(np.exp(rng.uniform(low, high))) * max(shape), centre.astype(np.float32), rng.uniform(0, 2 * np.pi)
+    return (
+        float(np.exp(rng.uniform(low, high))) * max(shape),
+        centre.astype(np.float32),
+        rng.uniform(0, 2 * np.pi),
+    )
 
 
 def _distractor(rng: np.random.Generator, photo: Photo) -> None:
@@ -376,7 +390,8 @@ def _add_object(rng: np.random.Generator, photo: Photo, index: int, length: tupl
         if _fits(photo, whole, head, creature):
             _paint_creature(rng, photo, creature)
             photo.classes.append(index)
-            photo.owner[whole], photo.heads[whole], photo.heads[head] = (len(photo.classes), 0, len(photo.classes))
+            k = len(photo.classes)
+            photo.owner[whole], photo.heads[whole], photo.heads[head] = k, 0, k
             return True
     return False
 
@@ -432,23 +447,23 @@ def _palette() -> list[int]:
 def _annotation(name: str, photo: Photo) -> bytes:
     """VOC annotation: the objects' names and boxes (1-based, inclusive) of their visible pixels."""
     height, width = photo.shape
-    root = ElementTree.Element("annotation")
+    root = ET.Element("annotation")
     for tag, text in (("folder", "demo"), ("filename", f"{name}.jpg"), ("segmented", "1")):
-        ElementTree.SubElement(root, tag).text = text
-    size = ElementTree.SubElement(root, "size")
+        ET.SubElement(root, tag).text = text
+    size = ET.SubElement(root, "size")
     for tag, value in (("width", width), ("height", height), ("depth", 3)):
-        ElementTree.SubElement(size, tag).text = str(value)
+        ET.SubElement(size, tag).text = str(value)
     for k, index in enumerate(photo.classes, start=1):
         rows, columns = np.nonzero(photo.owner == k)
-        entry = ElementTree.SubElement(root, "object")
-        ElementTree.SubElement(entry, "name").text = DEMO_CLASSES[index]
-        ElementTree.SubElement(entry, "difficult").text = "0"
-        box = ElementTree.SubElement(entry, "bndbox")
+        entry = ET.SubElement(root, "object")
+        ET.SubElement(entry, "name").text = DEMO_CLASSES[index]
+        ET.SubElement(entry, "difficult").text = "0"
+        box = ET.SubElement(entry, "bndbox")
         corners = (columns.min() + 1, rows.min() + 1, columns.max() + 1, rows.max() + 1)
         for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True):
-            ElementTree.SubElement(box, tag).text = str(int(value))
-    ElementTree.indent(root)
-    return bytes(ElementTree.tostring(root))
+            ET.SubElement(box, tag).text = str(int(value))
+    ET.indent(root)
+    return bytes(ET.tostring(root))
 
 
 def _encode(image: Image.Image, **options: Any) -> bytes:
@@ -478,7 +493,8 @@ def _plan(rng: np.random.Generator, count: int, size: int) -> list[tuple[tuple[i
         if i % len(SPECIES) == 0:
             deck = rng.permutation(len(SPECIES))
         others = rng.integers(len(SPECIES), size=rng.choice(3, p=[0.58, 0.32, 0.10]))
-        plan.append((shapes[rng.choice(3, p=[0.4, 0.4, 0.2])], [int(deck[i % len(SPECIES)]), *map(int, others)]))
+        shape = shapes[rng.choice(3, p=[0.4, 0.4, 0.2])]
+        plan.append((shape, [int(deck[i % len(SPECIES)]), *map(int, others)]))
     return plan
 
 
@@ -518,12 +534,13 @@ def _write_split(root: Path, split: str, seed: int, size: int, count: int) -> tu
 
 
 def generate_demo(
-    root: str | Path, *, seed: int = 0, size: int = 128, train: int = 480, val: int = 120, test: int = 120
+    root: str | Path, *, seed: int = 0, size: int = 96, train: int = 480, val: int = 120, test: int = 120
 ) -> None:
     """Write the synthetic demo data set in VOC 2012 layout; `manifest.json` comes last.
 
-    The same arguments give the same bytes (for the same NumPy and Pillow); a photo does not depend on how many others
-    there are. Classes are `DEMO_CLASSES`; a photo holds one to three objects and every class occurs in every split.
+    The same arguments give the same bytes (for the same NumPy and Pillow); a photo does not depend on how
+    many others there are. Classes are `DEMO_CLASSES`; a photo holds one to three objects and every class
+    occurs in every split.
 
     Args:
         root: folder to write to; made if missing. Files of the same name are replaced.

@@ -35,9 +35,7 @@ def split_ids(photos: Store, split: str) -> tuple[str, ...]:
     """
     splits: dict[str, list[str]] = photos.attrs["splits"]
     if split not in splits:
-        raise RRMError(
-            f"{photos.path}: expected a split of {', '.join(splits)}, got {split!r}: pack that split too"
-        )
+        raise RRMError(f"{photos.path}: expected a split of {', '.join(splits)}, got {split!r}: pack that split too")
     return tuple(splits[split])
 
 
@@ -85,9 +83,7 @@ class StepBatches(Dataset[dict[str, Any]]):
         seed: int,
     ) -> None:
         if batch_size < 1 or seed < 0:
-            raise RRMError(
-                f"expected batch_size >= 1 and seed >= 0, got {batch_size} and {seed}: correct them"
-            )
+            raise RRMError(f"expected batch_size >= 1 and seed >= 0, got {batch_size} and {seed}: correct them")
         self.photos, self.masks, self.transform = photos, masks, transform
         self.ids = split_ids(photos, split)
         self.batch_size, self.seed = batch_size, seed
@@ -132,9 +128,7 @@ def _check_stores(photos: Store, masks: Store | None, ids: Sequence[str]) -> Non
         ]
         expected, got = photos.attrs.get("classes"), masks.attrs.get("classes")
         if got is not None and got != expected:
-            faults.append(
-                f"{masks.path}: classes: expected {expected}, got {got}: use stores of one data set"
-            )
+            faults.append(f"{masks.path}: classes: expected {expected}, got {got}: use stores of one data set")
     if faults:
         raise RRMErrors("training data", faults)
 
@@ -156,9 +150,7 @@ class _Steps(Sampler[list[int]]):
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Stack items of `StepBatches`; arrays stay uint8 or bool, which is a quarter of the bytes to send."""
     arrays = [name for name, value in items[0].items() if isinstance(value, np.ndarray)]
-    batch: dict[str, Any] = {
-        name: torch.from_numpy(np.stack([item[name] for item in items])) for name in arrays
-    }
+    batch: dict[str, Any] = {name: torch.from_numpy(np.stack([item[name] for item in items])) for name in arrays}
     return {**batch, "ids": [item["id"] for item in items], "step": items[0]["step"]}
 
 
@@ -182,9 +174,7 @@ class TrainLoader:
     def _finish(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Move a batch to the device and give its tensors the types that training wants."""
         tensors = {
-            name: value.to(self.device, non_blocking=True)
-            for name, value in batch.items()
-            if isinstance(value, Tensor)
+            name: value.to(self.device, non_blocking=True) for name, value in batch.items() if isinstance(value, Tensor)
         }
         images = tensors.pop("image").permute(0, 3, 1, 2)
         finished = {

@@ -161,8 +161,7 @@ def open_masks(path: str | os.PathLike[str], split: str, supervision: str) -> St
     _refuse_training_masks(path, str(store.attrs.get("split")), supervision)
     if store.attrs.get("split") != split:
         raise RRMError(
-            f"{path}: expected masks of split {split!r}, "
-            f"got {store.attrs.get('split')!r}: give the right file"
+            f"{path}: expected masks of split {split!r}, got {store.attrs.get('split')!r}: give the right file"
         )
     return store
 

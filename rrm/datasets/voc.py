@@ -107,9 +107,7 @@ class VocLayout:
         if not self.root.is_dir():
             raise RRMError(f"{self.root}: expected the folder of a data set, got nothing: check the path")
         if not 1 <= len(self.classes) <= 254 or len(set(self.classes)) < len(self.classes):
-            raise RRMError(
-                f"classes: expected 1 to 254 different names, got {list(self.classes)}: correct the list"
-            )
+            raise RRMError(f"classes: expected 1 to 254 different names, got {list(self.classes)}: correct the list")
         if reserved := {"", "background", "__background__"} & set(self.classes):
             raise RRMError(f"classes: expected foreground names only, got {reserved.pop()!r}: leave it out")
 
@@ -128,9 +126,7 @@ class VocLayout:
         """
         name = self.lists.get(split)
         if name is None:
-            raise RRMError(
-                f"{self.root}: expected a split of {', '.join(self.splits)}, got {split!r}: add its list"
-            )
+            raise RRMError(f"{self.root}: expected a split of {', '.join(self.splits)}, got {split!r}: add its list")
         return self._inside("ImageSets/Segmentation", f"{name}.txt")
 
     def ids(self, split: str) -> tuple[str, ...]:
@@ -210,9 +206,7 @@ class VocLayout:
             if path.is_file():
                 return path
         path = self._inside("JPEGImages", name + ".jpg")
-        raise RRMError(
-            f"{path}: expected a photo (.jpg or .png), got no file: add it or take its id off the list"
-        )
+        raise RRMError(f"{path}: expected a photo (.jpg or .png), got no file: add it or take its id off the list")
 
     def mask_path(self, name: str) -> Path:
         """Path of a mask, which need not exist; it never leaves `root`."""
@@ -230,9 +224,7 @@ class VocLayout:
         path = self.photo_path(name)
         with _opened(path, ("JPEG", "PNG"), self.max_pixels) as image:
             if image.mode not in _PHOTO_MODES:
-                raise RRMError(
-                    f"{path}: expected a photo of 8 bits a channel, got mode {image.mode}: convert it"
-                )
+                raise RRMError(f"{path}: expected a photo of 8 bits a channel, got mode {image.mode}: convert it")
             return np.array(image.convert("RGB"), dtype=np.uint8)
 
     def photo_size(self, name: str) -> tuple[int, int]:
@@ -338,13 +330,10 @@ class VocLayout:
             with path.open(encoding="utf-8-sig", newline="") as file:
                 rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise RRMError(
-                f"{path}: expected a CSV file `image,labels`, got {_short(error)}: correct it"
-            ) from error
+            raise RRMError(f"{path}: expected a CSV file `image,labels`, got {_short(error)}: correct it") from error
         if not rows or rows[0] != ["image", "labels"]:
             raise RRMError(
-                f"{path}: expected the header `image,labels`, "
-                f"got {','.join(rows[0] if rows else [])!r}: add it"
+                f"{path}: expected the header `image,labels`, got {','.join(rows[0] if rows else [])!r}: add it"
             )
         faults = [
             f"{path}: row {number}: expected 2 cells, got {len(row)}: separate labels by a space or ;"
@@ -414,16 +403,11 @@ def _opened(path: Path, formats: tuple[str, ...], max_pixels: int) -> Iterator[I
                     raise Image.DecompressionBombError(f"{image.width} x {image.height}")
                 yield image
     except Image.DecompressionBombError as error:
-        text = (
-            f"{path}: expected at most {max_pixels} pixels, "
-            f"got {_short(error)}: make it smaller or raise max_pixels"
-        )
+        text = f"{path}: expected at most {max_pixels} pixels, got {_short(error)}: make it smaller or raise max_pixels"
         raise RRMError(text) from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         kinds = " or ".join(formats)
-        raise RRMError(
-            f"{path}: expected a readable {kinds} file, got {_short(error)}: replace the file"
-        ) from error
+        raise RRMError(f"{path}: expected a readable {kinds} file, got {_short(error)}: replace the file") from error
 
 
 def _xml_names(path: Path) -> list[str]:
@@ -431,9 +415,7 @@ def _xml_names(path: Path) -> list[str]:
     try:
         root = parse_xml(path).getroot()
     except (OSError, ParseError, DefusedXmlException, ValueError) as error:
-        raise RRMError(
-            f"{path}: expected a VOC annotation in XML, got {_short(error)}: correct the file"
-        ) from error
+        raise RRMError(f"{path}: expected a VOC annotation in XML, got {_short(error)}: correct the file") from error
     return [(item.findtext("name") or "").strip() for item in root.iterfind("object")]
 
 

@@ -51,9 +51,7 @@ class ASPPHead(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, rates: Sequence[int] = (6, 12, 18, 24)) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(
-            nn.Conv2d(inputs, outputs, 3, padding=rate, dilation=rate) for rate in rates
-        )
+        self.branches = nn.ModuleList(nn.Conv2d(inputs, outputs, 3, padding=rate, dilation=rate) for rate in rates)
 
     @property
     def score_layers(self) -> list[nn.Conv2d]:

@@ -107,11 +107,7 @@ class ResNet38(Backbone):
         check_choice("output_stride", output_stride, (4, 8))
         if not isinstance(units, Sequence) or len(units) != 4 or min(units) < 1:
             raise RRMError(f"units: expected four positive numbers of residual units, got {units!r}")
-        if (
-            not isinstance(dropout, Sequence)
-            or len(dropout) != 2
-            or not all(0 <= rate < 1 for rate in dropout)
-        ):
+        if not isinstance(dropout, Sequence) or len(dropout) != 2 or not all(0 <= rate < 1 for rate in dropout):
             raise RRMError(f"dropout: expected two rates from 0 up to below 1, got {dropout!r}")
         if not 0 < width <= 1:
             raise RRMError(f"width: expected a factor above 0 and up to 1, got {width!r}")

@@ -1,1 +1,1 @@
-"""The stages of the pipeline, one module each, with one function `run(call)`: what `rrm <stage>` and the workflow's rules do."""
+"""The stages of the pipeline, one module each: `run(call)` is what `rrm <stage>` and the workflow's rules do."""

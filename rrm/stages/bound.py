@@ -1,4 +1,4 @@
-"""Stage `bound`: the same network trained on the true masks of the training photos, an upper bound for the weak runs."""
+"""Stage `bound`: a network trained on the true masks of the training photos, an upper bound for weak runs."""
 
 from __future__ import annotations
 

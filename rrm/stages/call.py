@@ -38,7 +38,9 @@ class Call:
         if name not in self.inputs:
             raise RRMError(f"{self.stage}: expected an input {name!r}, got {sorted(self.inputs)}: add --in {name}=PATH")
         if not self.inputs[name].is_file():
-            raise RRMError(f"{self.stage}: input {name}: expected a file, got {self.inputs[name]}: run the stage that makes it")
+            raise RRMError(
+                f"{self.stage}: input {name}: expected a file, got {self.inputs[name]}: run the stage that makes it"
+            )
         return self.inputs[name]
 
     @property

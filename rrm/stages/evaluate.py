@@ -54,7 +54,9 @@ def run(call: Call) -> None:
         StoreWriter(call.output, "confusion", call.options, call.code, attrs=facts) as writer,
     ):
         scored = pool.map(scorer, masks.ids)
-        names = tracked(zip(masks.ids, scored, strict=True), f"evaluate {split}", len(masks.ids), call.runtime["log_seconds"])
+        names = tracked(
+            zip(masks.ids, scored, strict=True), f"evaluate {split}", len(masks.ids), call.runtime["log_seconds"]
+        )
         for name, matrices in names:
             writer.add(name, matrices)
 

@@ -24,7 +24,13 @@ def _predictor(call: Call, photos: Store, network: Any, device: str) -> Predict:
     if "cam" in options:
         cam, exponent = options["cam"], options["exponent"]
         return lambda name: cam_scores(
-            network, photos.read(name, "image"), photos.read(name, "present"), cam["scales"], cam["average"], exponent, device
+            network,
+            photos.read(name, "image"),
+            photos.read(name, "present"),
+            cam["scales"],
+            cam["average"],
+            exponent,
+            device,
         )
     return lambda name: segmentation_probabilities(network, photos.read(name, "image"), options["views"], device)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +55,8 @@ class MaskMaker:
             scores = scored.cam if source == "cam" else scored.segmentation
             assert scores is not None
             return self._refined(scored, scores)
-        assert scored.cam is not None and scored.segmentation is not None
+        assert scored.cam is not None
+        assert scored.segmentation is not None
         mean = np.asarray((one_hot(self._refined(scored, scored.cam)) + scored.segmentation) / 2, np.float32)
         return self._refined(scored, mean) if self.options["crf_after_average"] else mean
 
@@ -67,7 +68,7 @@ class MaskMaker:
         return crf_on_present(crf, scored.image, scores, scored.present if self.options["use_image_labels"] else every)
 
 
-def _scored_photos(call: Call, photos: Store, ids: list[str]) -> Iterator[Scored]:
+def _scored_photos(call: Call, photos: Store, ids: Sequence[str]) -> Iterator[Scored]:
     options = call.options["pseudo_masks"]
     device = pick_device(call.runtime["device"])
     network = load_trained(call.input("model"), device).network

@@ -64,7 +64,9 @@ def _parse(name: str) -> tuple[int, str, str]:
     seed, _, rest = name.partition(":")
     model, _, split = rest.rpartition(":")
     if not (seed.isdigit() and model and split):
-        raise RRMError(f"table5: expected inputs named SEED:MODEL:SPLIT such as 0:one_step:val, got {name!r}: correct --in")
+        raise RRMError(
+            f"table5: expected inputs named SEED:MODEL:SPLIT such as 0:one_step:val, got {name!r}: correct --in"
+        )
     return int(seed), model, split
 
 
@@ -84,6 +86,8 @@ def run(call: Call) -> None:
     for model in models(config):
         mine = {(seed, split): store for (seed, name, split), store in stores.items() if name == model}
         if not mine:
-            raise RRMError(f"table5: expected confusion matrices of {model!r}, got none: add --in SEED:{model}:val=PATH")
+            raise RRMError(
+                f"table5: expected confusion matrices of {model!r}, got none: add --in SEED:{model}:val=PATH"
+            )
         rows.append(measured_row(describe(config, model), mine))
     write_table5(call.output, rows)

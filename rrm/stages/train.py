@@ -30,7 +30,9 @@ def new_network(kind: str, photos: Store, options: Mapping[str, Any], seed: int)
         seed: of the random weights.
     """
     torch.manual_seed(seed)
-    network = build_network(kind, num_classes=len(photos.attrs["classes"]), backbone=options["backbone"], **options["options"])
+    network = build_network(
+        kind, num_classes=len(photos.attrs["classes"]), backbone=options["backbone"], **options["options"]
+    )
     if options["weights"]:
         load = load_reference_weights if options["weights_format"] == "reference" else load_weights
         load(network, Path(options["weights"]))
@@ -42,7 +44,14 @@ def start_from(network: Any, path: Path) -> None:
     load_weights(network, path)
 
 
-def train(call: Call, kind: str, task: Task, network_options: Mapping[str, Any], loop: Mapping[str, Any], masks: Store | None = None) -> None:
+def train(
+    call: Call,
+    kind: str,
+    task: Task,
+    network_options: Mapping[str, Any],
+    loop: Mapping[str, Any],
+    masks: Store | None = None,
+) -> None:
     """Run the loop for a stage and write its final weights and its history.
 
     Args:
@@ -57,7 +66,7 @@ def train(call: Call, kind: str, task: Task, network_options: Mapping[str, Any],
     identity = call.identity()
     run = Run(call.output.with_suffix(".checkpoints"), identity)
     options = _loop_options(call, loop)
-    batches = functools.partial(_batches, photos, masks, task, call, loop)
+    batches = functools.partial(_batches, photos, masks, call, loop)
     optimizer = _optimizer(task.network, loop["optimizer"])
     fit(task, batches, optimizer, options, run, name=call.output.parent.name + "/" + call.output.stem)
     save_trained(call.output, task.network, kind, len(photos.attrs["classes"]), network_options, identity)
@@ -86,8 +95,10 @@ def _optimizer(network: Any, options: Mapping[str, Any]) -> torch.optim.Optimize
     return build_optimizer(network.parameter_groups(), **values)
 
 
-def _batches(photos: Store, masks: Store | None, task: Task, call: Call, loop: Mapping[str, Any], start: int) -> Any:
-    transform = TrainTransform(crop=loop["crop"], scale=tuple(loop["scale"]), flip=loop["flip"], scale_per=loop["scale_per"])
+def _batches(photos: Store, masks: Store | None, call: Call, loop: Mapping[str, Any], start: int) -> Any:
+    transform = TrainTransform(
+        crop=loop["crop"], scale=tuple(loop["scale"]), flip=loop["flip"], scale_per=loop["scale_per"]
+    )
     return train_loader(
         photos,
         masks,

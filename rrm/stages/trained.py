@@ -19,7 +19,9 @@ class Trained:
     facts: Mapping[str, Any]
 
 
-def save_trained(path: Path, network: Any, kind: str, num_classes: int, options: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+def save_trained(
+    path: Path, network: Any, kind: str, num_classes: int, options: Mapping[str, Any], identity: Mapping[str, Any]
+) -> None:
     """Write final weights with all that is needed to build the network again.
 
     Args:
@@ -30,7 +32,12 @@ def save_trained(path: Path, network: Any, kind: str, num_classes: int, options:
         options: config section `network`: backbone and its options.
         identity: options, code and inputs of the stage (`Call.identity`).
     """
-    built = {"kind": kind, "num_classes": num_classes, "backbone": options["backbone"], "options": dict(options["options"])}
+    built = {
+        "kind": kind,
+        "num_classes": num_classes,
+        "backbone": options["backbone"],
+        "options": dict(options["options"]),
+    }
     save_weights(path, network, build=built, identity=dict(identity))
 
 
@@ -42,7 +49,9 @@ def load_trained(path: Path, device: str) -> Trained:
     """
     content = read_weights(path)
     built = content["build"]
-    network = build_network(built["kind"], num_classes=built["num_classes"], backbone=built["backbone"], **built["options"])
+    network = build_network(
+        built["kind"], num_classes=built["num_classes"], backbone=built["backbone"], **built["options"]
+    )
     network.load_state_dict(content["weights"])
     identity = content["identity"]
     facts = {"stage": identity["stage"], "code": identity["code"], "options": identity["options"]}

@@ -65,9 +65,17 @@ def test_files_that_are_no_mapping(tmp_path: Path, content: str) -> None:
 def test_recipes_fill_what_is_not_set(raw: dict[str, Any]) -> None:
     raw["one_step"] = {"recipe": "paper"}
     one_step = resolve(raw).one_step
-    assert (one_step.mining.rule, one_step.losses.classification, one_step.train.optimizer.lr) == ("paper", "softmax", 1e-3)
+    assert (one_step.mining.rule, one_step.losses.classification, one_step.train.optimizer.lr) == (
+        "paper",
+        "softmax",
+        1e-3,
+    )
     assert departures(one_step) == []
-    raw["one_step"] = {"recipe": "reference", "mining": {"ratio": 0.6}, "network": {"weights": "x.params", "start": "ImageNet"}}
+    raw["one_step"] = {
+        "recipe": "reference",
+        "mining": {"ratio": 0.6},
+        "network": {"weights": "x.params", "start": "ImageNet"},
+    }
     assert departures(resolve(raw).one_step) == ["mining.ratio=0.6"]
 
 
@@ -84,7 +92,9 @@ def _readers(raw: dict[str, Any], *keys: str, value: Any) -> set[str]:
         names = [""] if stage not in ("step-two", "bound", "predict") else models(before)
         for model in names:
             group = {"step-two": "step_two/", "bound": "bounds/", "predict": ""}.get(stage, "")
-            if model.startswith(group) and stage_options(before, stage, model=model) != stage_options(after, stage, model=model):
+            if model.startswith(group) and stage_options(before, stage, model=model) != stage_options(
+                after, stage, model=model
+            ):
                 readers.add(f"{stage} {model}".strip())
     return readers - {"table5"}
 

@@ -33,9 +33,7 @@ class Tree:
         self.write(f"ImageSets/Segmentation/{split}.txt", "".join(f"{name}\n" for name in ids))
 
     def labels(self, name: str, classes: Sequence[str]) -> None:
-        objects = "".join(
-            f"<object><name>{label}</name><part><name>head</name></part></object>" for label in classes
-        )
+        objects = "".join(f"<object><name>{label}</name><part><name>head</name></part></object>" for label in classes)
         self.write(f"Annotations/{name}.xml", f"<annotation>{objects}</annotation>")
 
     def photo(self, name: str, size: tuple[int, int] = (30, 20), suffix: str = ".jpg") -> np.ndarray:

@@ -30,10 +30,7 @@ def test_without_scale_and_flip_it_is_a_plain_crop() -> None:
     mask = generator().integers(0, 21, (40, 50), dtype=np.uint8)
     item = TrainTransform(16, scale=(1, 1), flip=False)(image, generator(3), mask)
     windows = [
-        (y, x)
-        for y in range(25)
-        for x in range(35)
-        if np.array_equal(image[y : y + 16, x : x + 16], item["image"])
+        (y, x) for y in range(25) for x in range(35) if np.array_equal(image[y : y + 16, x : x + 16], item["image"])
     ]
     assert len(windows) == 1
     y, x = windows[0]

@@ -21,9 +21,7 @@ STAMP = {"config": {"long_side": None}, "code": "c0de"}
 def test_photo_store(tree, tmp_path: Path) -> None:
     layout, out = tree.layout(), tmp_path / "photos.h5"
     seen: list[tuple[int, int]] = []
-    pack_photos(
-        layout, ["train", "val"], out, **STAMP, progress=lambda done, total: seen.append((done, total))
-    )
+    pack_photos(layout, ["train", "val"], out, **STAMP, progress=lambda done, total: seen.append((done, total)))
     store = Store(out, "photos", code="c0de", config={"long_side": None})
     assert store.ids == ("a", "b", "c", "d", "e", "v2", "v1")
     assert store.attrs["splits"] == {"train": ["a", "b", "c", "d", "e"], "val": ["v2", "v1"]}

@@ -62,10 +62,7 @@ def test_batch_has_the_promised_shapes_and_types(stores) -> None:
         "labels": ((3, 24, 24), torch.int64),
     }
     assert batch["step"] == 4 and len(batch["ids"]) == 3
-    assert (
-        batch["images"].is_contiguous()
-        and 0 <= batch["images"].min() < 50 < 200 < batch["images"].max() <= 255
-    )
+    assert batch["images"].is_contiguous() and 0 <= batch["images"].min() < 50 < 200 < batch["images"].max() <= 255
     assert (batch["labels"][~batch["valid"]] == 255).all()
 
 
@@ -76,9 +73,7 @@ def test_labels_belong_to_their_images(stores) -> None:
             valid = batch["valid"][number]
             image = batch["images"][number][:, valid].reshape(3, 20, 30).permute(1, 2, 0)
             np.testing.assert_array_equal(image.numpy(), photos.read(name, "image"))
-            np.testing.assert_array_equal(
-                batch["labels"][number][valid].reshape(20, 30), masks.read(name, "mask")
-            )
+            np.testing.assert_array_equal(batch["labels"][number][valid].reshape(20, 30), masks.read(name, "mask"))
             np.testing.assert_array_equal(batch["present"][number], photos.read(name, "present"))
 
 
@@ -152,9 +147,7 @@ def test_workers_change_nothing(stores, workers: int) -> None:
 
 def test_spawned_workers_change_nothing(stores) -> None:
     photos, masks = stores
-    loader = train_loader(
-        photos, masks, "train", TRANSFORM, batch_size=2, seed=3, start_step=0, steps=4, workers=2
-    )
+    loader = train_loader(photos, masks, "train", TRANSFORM, batch_size=2, seed=3, start_step=0, steps=4, workers=2)
     loader.loader.multiprocessing_context = "spawn"
     assert_same(load(stores, steps=4), loader)
 
@@ -200,9 +193,7 @@ def test_unknown_split_is_refused(stores) -> None:
         split_ids(stores[0], "test")
 
 
-def test_missing_masks_and_labels_are_all_named(
-    tree, stores, tmp_path: Path, faults_of: Callable[..., Any]
-) -> None:
+def test_missing_masks_and_labels_are_all_named(tree, stores, tmp_path: Path, faults_of: Callable[..., Any]) -> None:
     with StoreWriter(tmp_path / "pseudo.h5", "pseudo_masks", {}, "", {"classes": ["horse"]}) as writer:
         writer.add("a", {"mask": np.zeros((20, 30), np.uint8)})
     masks = Store(tmp_path / "pseudo.h5", ("masks", "pseudo_masks"))
@@ -211,9 +202,7 @@ def test_missing_masks_and_labels_are_all_named(
     assert "['horse']" in faults[-1]
     (tree.root / "Annotations/v1.xml").unlink()
     pack_photos(tree.layout(), ["val"], tmp_path / "unlabelled.h5", config={}, code="")
-    faults = faults_of(
-        lambda: StepBatches(Store(tmp_path / "unlabelled.h5", "photos"), None, "val", TRANSFORM, 2, 0)
-    )
+    faults = faults_of(lambda: StepBatches(Store(tmp_path / "unlabelled.h5", "photos"), None, "val", TRANSFORM, 2, 0))
     assert len(faults) == 1 and "'v1'" in faults[0]
 
 
@@ -239,9 +228,7 @@ def test_eval_items_come_whole_and_in_order(tree, tmp_path: Path) -> None:
     assert [item.id for item in items] == ["v2", "v1"]
     assert [item.image.shape for item in items] == [(10, 30, 3), (20, 30, 3)]
     assert [item.size for item in items] == [(20, 60), (20, 30)]
-    assert (
-        items[0].present is not None and items[0].present.tolist() == [0, 1, 0] and items[1].present is None
-    )
+    assert items[0].present is not None and items[0].present.tolist() == [0, 1, 0] and items[1].present is None
 
 
 # ---- real data ----

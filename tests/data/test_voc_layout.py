@@ -160,9 +160,7 @@ def test_truncated_photos(tree, faults_of: Faults, keep: float, suffix: str) -> 
     only(faults_of(lambda: tree.layout().check(["train"])), f"JPEGImages/b{suffix}", "readable JPEG or PNG")
 
 
-@pytest.mark.parametrize(
-    "content", [b"GIF89a not a photo", b"<html>404</html>", b"\xff\xd8\xff\xe0" + bytes(500)]
-)
+@pytest.mark.parametrize("content", [b"GIF89a not a photo", b"<html>404</html>", b"\xff\xd8\xff\xe0" + bytes(500)])
 def test_unreadable_photos(tree, faults_of: Faults, content: bytes) -> None:
     (tree.root / "JPEGImages/b.jpg").write_bytes(content)
     only(faults_of(lambda: tree.layout().check(["train"])), "JPEGImages/b.jpg", "readable JPEG or PNG")
@@ -200,9 +198,7 @@ def test_class_ids_out_of_range(tree, faults_of: Faults) -> None:
 
 
 def test_masks_painted_in_rgb(tree, faults_of: Faults) -> None:
-    Image.open(tree.root / "SegmentationClass/b.png").convert("RGB").save(
-        tree.root / "SegmentationClass/b.png"
-    )
+    Image.open(tree.root / "SegmentationClass/b.png").convert("RGB").save(tree.root / "SegmentationClass/b.png")
     faults = faults_of(lambda: tree.layout().check(["train"], masks=["train"]))
     only(faults, "SegmentationClass/b.png", "palette or grey PNG", "got mode RGB")
 
@@ -250,13 +246,9 @@ def test_ids_that_leave_the_folder(tree, faults_of: Faults, name: str) -> None:
     only(faults_of(lambda: tree.layout().check(["train"])), "inside the data set's folder", repr(name))
 
 
-@pytest.mark.parametrize(
-    "folder", ["JPEGImages", "Annotations", "SegmentationClass", "ImageSets/Segmentation"]
-)
+@pytest.mark.parametrize("folder", ["JPEGImages", "Annotations", "SegmentationClass", "ImageSets/Segmentation"])
 def test_links_that_leave_the_folder(tree, tmp_path: Path, faults_of: Faults, folder: str) -> None:
-    name = {"JPEGImages": "a.jpg", "Annotations": "a.xml", "SegmentationClass": "a.png"}.get(
-        folder, "train.txt"
-    )
+    name = {"JPEGImages": "a.jpg", "Annotations": "a.xml", "SegmentationClass": "a.png"}.get(folder, "train.txt")
     path = tree.root / folder / name
     os.replace(path, tmp_path / name)
     path.symlink_to(tmp_path / name)

@@ -116,9 +116,7 @@ def test_lattice_is_linear() -> None:
     lattice = GaussianFilter(position_colour_features(smooth_images(1, 12, 12), 8.0, 15.0), "lattice")
     generator = torch.Generator().manual_seed(0)
     first, second = (torch.randn(1, 144, 3, dtype=torch.float64, generator=generator) for _ in range(2))
-    torch.testing.assert_close(
-        lattice.apply(2 * first - second), 2 * lattice.apply(first) - lattice.apply(second)
-    )
+    torch.testing.assert_close(lattice.apply(2 * first - second), 2 * lattice.apply(first) - lattice.apply(second))
 
 
 def test_lattice_is_a_scaled_gaussian() -> None:

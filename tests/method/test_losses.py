@@ -112,9 +112,7 @@ class TestCrossEntropy:
         nll = -logits.log_softmax(dim=1).gather(1, labels.clamp(max=2)[:, None])[:, 0]
         background, foreground = nll[labels == 0], nll[(labels > 0) & (labels < 255)]
         both = torch.cat([background, foreground])
-        torch.testing.assert_close(
-            balanced_cross_entropy(logits, labels), background.mean() + foreground.mean()
-        )
+        torch.testing.assert_close(balanced_cross_entropy(logits, labels), background.mean() + foreground.mean())
         torch.testing.assert_close(balanced_cross_entropy(logits, labels, "mean"), both.mean())
         torch.testing.assert_close(balanced_cross_entropy(logits, labels, "sum"), both.sum())
 
@@ -309,21 +307,14 @@ class TestEnergyValue:
         images, probs, valid, labels = example(size=(16, 16), dtype=torch.float32)
         for loss in (DenseEnergyLoss(1.0), DenseEnergyLoss(1.0, grid=8, normalize="row")):
             whole = loss(images, probs, valid, labels)
-            items = [
-                loss(images[i : i + 1], probs[i : i + 1], valid[i : i + 1], labels[i : i + 1]) for i in (0, 1)
-            ]
+            items = [loss(images[i : i + 1], probs[i : i + 1], valid[i : i + 1], labels[i : i + 1]) for i in (0, 1)]
             torch.testing.assert_close(whole, (items[0] + items[1]) / 2, rtol=1e-5, atol=0)
 
 
 class TestGateAndMask:
     def test_certain_labelled_pixels_have_no_energy(self) -> None:
         images, _, valid, _ = example()
-        probs = (
-            F.one_hot(torch.zeros(2, 8, 10, dtype=torch.int64), 3)
-            .permute(0, 3, 1, 2)
-            .double()
-            .requires_grad_()
-        )
+        probs = F.one_hot(torch.zeros(2, 8, 10, dtype=torch.int64), 3).permute(0, 3, 1, 2).double().requires_grad_()
         loss = DenseEnergyLoss(1.0, scale=1.0)
         value = loss(images, probs, valid, torch.zeros(2, 8, 10, dtype=torch.int64))
         value.backward()
@@ -447,9 +438,7 @@ class TestJointLoss:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize(
-    "options", [{}, {"backend": "exact"}, {"grid": 8, "normalize": "row", "gradient": "exact"}]
-)
+@pytest.mark.parametrize("options", [{}, {"backend": "exact"}, {"grid": 8, "normalize": "row", "gradient": "exact"}])
 def test_gpu_equals_cpu(options: dict[str, object]) -> None:
     tensors = example(size=(33, 41), dtype=torch.float32)
     results = []

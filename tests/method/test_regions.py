@@ -24,9 +24,7 @@ def scene(height: int = 24, width: int = 30, seed: int = 0) -> tuple[np.ndarray,
     image[4:14, 3:13] += np.array([180, 0, 0], np.uint8)
     image[8:20, 16:27] += np.array([0, 180, 60], np.uint8)
     rows, columns = np.mgrid[:height, :width]
-    blobs = [
-        np.exp(-((rows - r) ** 2 + (columns - c) ** 2) / 50) for r, c in ((9, 8), (14, 21), (3, 25), (20, 4))
-    ]
+    blobs = [np.exp(-((rows - r) ** 2 + (columns - c) ** 2) / 50) for r, c in ((9, 8), (14, 21), (3, 25), (20, 4))]
     cams = np.stack(blobs).astype(np.float32) + rng.random((4, height, width), dtype=np.float32) * 0.05
     return image, normalize_cam(cams), np.array([True, True, False, False])
 

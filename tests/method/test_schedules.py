@@ -24,9 +24,7 @@ def groups() -> dict[str, list[Parameter]]:
     return {name: [Parameter(torch.ones(1))] for name in GROUPS}
 
 
-@pytest.mark.parametrize(
-    ("prefix", "schedule"), [("PolyOptimizer_cls", "poly"), ("PolyOptimizer", "poly-restart")]
-)
+@pytest.mark.parametrize(("prefix", "schedule"), [("PolyOptimizer_cls", "poly"), ("PolyOptimizer", "poly-restart")])
 def test_equals_the_authors(goldens: Path, prefix: str, schedule: str) -> None:
     recorded = np.load(goldens / "lr_schedules.npz")
     base, decay = float(recorded[f"{prefix}_base_lr"]), float(recorded[f"{prefix}_wd"])
@@ -41,9 +39,7 @@ def test_equals_the_authors(goldens: Path, prefix: str, schedule: str) -> None:
     np.testing.assert_allclose(momenta, recorded[f"{prefix}_sgd_momentum_per_group"])
 
 
-@pytest.mark.parametrize(
-    ("prefix", "schedule"), [("PolyOptimizer_cls", "poly"), ("PolyOptimizer", "poly-restart")]
-)
+@pytest.mark.parametrize(("prefix", "schedule"), [("PolyOptimizer_cls", "poly"), ("PolyOptimizer", "poly-restart")])
 def test_three_steps_equal_the_authors(goldens: Path, prefix: str, schedule: str) -> None:
     recorded = np.load(goldens / "lr_schedules.npz")
     base, decay = float(recorded[f"{prefix}_base_lr"]), float(recorded[f"{prefix}_wd"])
@@ -89,18 +85,14 @@ def test_groups_keep_their_factor_through_a_checkpoint() -> None:
 
 
 def test_adamw_and_bias_decay() -> None:
-    optimizer = build_optimizer(
-        groups(), "adamw", 1e-4, weight_decay=0.1, bias_decay=False, lr_factors=[1, 1, 10, 10]
-    )
+    optimizer = build_optimizer(groups(), "adamw", 1e-4, weight_decay=0.1, bias_decay=False, lr_factors=[1, 1, 10, 10])
     assert isinstance(optimizer, torch.optim.AdamW)
     np.testing.assert_allclose([group["lr"] for group in optimizer.param_groups], [1e-4, 1e-4, 1e-3, 1e-3])
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0, 0.1, 0]
 
 
 def test_missing_groups_are_left_out() -> None:
-    optimizer = build_optimizer(
-        {"backbone.weight": [], "head.bias": iter([Parameter(torch.ones(1))])}, lr=1.0
-    )
+    optimizer = build_optimizer({"backbone.weight": [], "head.bias": iter([Parameter(torch.ones(1))])}, lr=1.0)
     assert [group["name"] for group in optimizer.param_groups] == ["head.bias"]
     assert set_learning_rate(optimizer, 0, 1) == 20
 

@@ -105,9 +105,7 @@ def test_same_padding_pads_an_even_side_at_its_end_only(size: tuple[int, int]) -
 def test_mobilenet_at_stride_32_is_torchvisions() -> None:
     ours = random_statistics(MobileNetV2(output_stride=32, width=0.5))
     theirs = torchvision.models.mobilenet_v2(width_mult=0.5).features.eval()
-    theirs.load_state_dict(
-        {name.removeprefix("features."): value for name, value in ours.state_dict().items()}
-    )
+    theirs.load_state_dict({name.removeprefix("features."): value for name, value in ours.state_dict().items()})
     x = torch.randn(1, 3, 65, 64)
     with torch.no_grad():
         assert torch.equal(ours(x), theirs(x))
@@ -131,9 +129,7 @@ def test_vgg_layout() -> None:
     convs = [layer for layer in net.features if isinstance(layer, nn.Conv2d)]
     pools = [layer for layer in net.features if isinstance(layer, nn.MaxPool2d)]
     assert [conv.dilation[0] for conv in convs] == [1] * 10 + [2] * 3
-    assert [(pool.kernel_size, pool.stride, pool.padding) for pool in pools] == [(3, 2, 1)] * 3 + [
-        (3, 1, 1)
-    ] * 2
+    assert [(pool.kernel_size, pool.stride, pool.padding) for pool in pools] == [(3, 2, 1)] * 3 + [(3, 1, 1)] * 2
     assert (net.fc6.in_channels, net.fc6.out_channels, net.fc6.dilation) == (512, 1024, (12, 12))
     assert set(torchvision.models.vgg16().features.state_dict()) == {
         name.removeprefix("features.") for name in net.state_dict() if name.startswith("features.")
@@ -188,9 +184,7 @@ def test_gradients_are_the_same_in_channels_last(width: float) -> None:
         net.to(memory_format=layout)
         net.zero_grad()
         net(x.contiguous(memory_format=layout)).square().mean().backward()
-        gradients.append(
-            [parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None]
-        )
+        gradients.append([parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
 
@@ -215,9 +209,7 @@ def test_bad_options_are_refused_by_name(name: str, options: dict[str, object], 
         build_backbone(name, **options)
 
 
-def test_trained_mobilenet_prefers_the_padding_it_was_trained_with(
-    mobilenet_weights: Path, voc_mini: Path
-) -> None:
+def test_trained_mobilenet_prefers_the_padding_it_was_trained_with(mobilenet_weights: Path, voc_mini: Path) -> None:
     """Loaded into our backbone, the file classifies photos; with torch's padding less surely."""
     state = read_weights(mobilenet_weights)
     paths = sorted((voc_mini / "JPEGImages").glob("*.jpg"))[:24]

@@ -26,9 +26,7 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "rrm-resnet38": lambda **options: RRMNet(5, "resnet38", **TINY, **options),
     "rrm-mobilenet": lambda **options: RRMNet(5, "mobilenet_v2", head="light", width=0.25, **options),
     "deeplab-resnet38": lambda **options: DeepLab(5, "resnet38", **TINY, **options),
-    "deeplab-mobilenet-aspp": lambda **options: DeepLab(
-        5, "mobilenet_v2", head="aspp", width=0.25, **options
-    ),
+    "deeplab-mobilenet-aspp": lambda **options: DeepLab(5, "mobilenet_v2", head="aspp", width=0.25, **options),
     "deeplab-v2": lambda **options: DeepLabV2ResNet101(5, width=0.125, layers=(1, 1, 2, 1), **options),
     "largefov": lambda **options: DeepLabLargeFOVVGG16(5, width=0.125, **{"batch_norm": "frozen", **options}),
 }
@@ -254,9 +252,7 @@ def test_build_network(kind: str, backbone: str, options: dict[str, object], exp
         ("rrm", "resnet38", {"num_classes": 0, "width": 1 / 16}, "num_classes"),
     ],
 )
-def test_bad_options_are_refused_by_name(
-    kind: str, backbone: str, options: dict[str, object], words: str
-) -> None:
+def test_bad_options_are_refused_by_name(kind: str, backbone: str, options: dict[str, object], words: str) -> None:
     with pytest.raises(RRMError, match=words):
         build_network(kind, backbone=backbone, **options)
 

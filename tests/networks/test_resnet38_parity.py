@@ -58,7 +58,7 @@ def net(keys: Mapping[str, Any]) -> RRMNet:
 def own_name(name: str) -> str:
     """Name of a recorded tensor in our network: parts of it are inside `backbone` and `head`."""
     parts = {"fc8": "", "fc8_seg_conv1": "head.", "fc8_seg_conv2": "head."}
-    return parts.get(name.split(".")[0], "backbone.") + name
+    return parts.get(name.split(".", maxsplit=1)[0], "backbone.") + name
 
 
 def own_names(names: list[str]) -> set[str]:
@@ -87,9 +87,7 @@ def test_loaded_values(net: RRMNet, keys: Mapping[str, Any]) -> None:
         "fc8_seg_conv2.weight",
     ):
         tensor = net.state_dict()[own_name(name)]
-        assert float(tensor.double().sum()) == pytest.approx(
-            keys["recipe_float64_sum"][name], rel=1e-5, abs=1e-3
-        )
+        assert float(tensor.double().sum()) == pytest.approx(keys["recipe_float64_sum"][name], rel=1e-5, abs=1e-3)
 
 
 def test_parameter_groups(net: RRMNet, keys: Mapping[str, Any]) -> None:
@@ -117,11 +115,7 @@ def test_outputs(net: RRMNet, recorded: Mapping[str, np.ndarray], dtype: torch.d
     with torch.no_grad():
         out = net(x)
         for scale in SCALES:
-            resized = (
-                x
-                if scale == 1
-                else F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
-            )
+            resized = x if scale == 1 else F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
             cam = net.forward_cam(resized).relu()
             assert error(cam, recorded[f"cam_scale_{scale}"]) < TOLERANCE
             total = total + F.interpolate(cam, size=out.cam.shape[-2:], mode="bilinear", align_corners=False)

@@ -71,9 +71,7 @@ def mxnet_name(name: str) -> str:
 
 def randomised(net: torch.nn.Module, seed: int = 0) -> dict[str, Tensor]:
     torch.manual_seed(seed)
-    return {
-        n: torch.rand_like(v) if v.is_floating_point() else v.clone() for n, v in net.state_dict().items()
-    }
+    return {n: torch.rand_like(v) if v.is_floating_point() else v.clone() for n, v in net.state_dict().items()}
 
 
 def assert_holds(net: torch.nn.Module, state: Mapping[str, Tensor], prefix: str = "") -> None:
@@ -87,8 +85,7 @@ def assert_holds(net: torch.nn.Module, state: Mapping[str, Tensor], prefix: str 
 def test_params_arrays_come_back(tmp_path: Path, version: str, dtype: str) -> None:
     generator = np.random.default_rng(0)
     arrays = {
-        f"arg:{shape}": generator.normal(size=shape).astype(dtype)
-        for shape in [(3,), (2, 3), (4, 3, 1, 2), (0, 2)]
+        f"arg:{shape}": generator.normal(size=shape).astype(dtype) for shape in [(3,), (2, 3), (4, 3, 1, 2), (0, 2)]
     }
     got = read_mxnet_params(mxnet_file(tmp_path / "a.params", arrays, version))
     assert list(got) == list(arrays)
@@ -98,9 +95,7 @@ def test_params_arrays_come_back(tmp_path: Path, version: str, dtype: str) -> No
 
 
 def test_every_truncation_of_params_is_refused(tmp_path: Path) -> None:
-    path = mxnet_file(
-        tmp_path / "a.params", {"arg:x": np.ones((2, 2), np.float32), "aux:y": np.ones(3, np.float64)}
-    )
+    path = mxnet_file(tmp_path / "a.params", {"arg:x": np.ones((2, 2), np.float32), "aux:y": np.ones(3, np.float64)})
     content = path.read_bytes()
     for length in range(len(content)):
         path.write_bytes(content[:length])
@@ -113,9 +108,7 @@ def test_every_truncation_of_params_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", ["v0", "v1", "v2", "v3"])
 def test_damaged_params_raise_nothing_but_our_error(tmp_path: Path, version: str) -> None:
-    path = mxnet_file(
-        tmp_path / "a.params", {"arg:x": np.ones((2, 2), np.float32), "aux:y": np.ones(3)}, version
-    )
+    path = mxnet_file(tmp_path / "a.params", {"arg:x": np.ones((2, 2), np.float32), "aux:y": np.ones(3)}, version)
     content = path.read_bytes()
     generator = random.Random(0)
     refused = 0
@@ -185,12 +178,8 @@ def test_imagenet_params_fill_the_backbone(tmp_path: Path, dtype: type) -> None:
 def test_reference_pth(tmp_path: Path, prefix: str, legacy: bool) -> None:
     """The authors' names, perhaps with a data-parallel wrapper's in front, perhaps without counters."""
     source = RRMNet(5, **TINY)
-    state = {
-        name: value for name, value in randomised(source).items() if not (legacy and "num_batches" in name)
-    }
-    theirs = {
-        prefix + name.removeprefix("backbone.").removeprefix("head."): value for name, value in state.items()
-    }
+    state = {name: value for name, value in randomised(source).items() if not (legacy and "num_batches" in name)}
+    theirs = {prefix + name.removeprefix("backbone.").removeprefix("head."): value for name, value in state.items()}
     assert prefix + "b4_5.conv_branch2b1.weight" in theirs and prefix + "fc8_seg_conv1.bias" in theirs
     torch.save(theirs, tmp_path / "rrm.pth", _use_new_zipfile_serialization=not legacy)
     net = RRMNet(5, **TINY)
@@ -200,14 +189,11 @@ def test_reference_pth(tmp_path: Path, prefix: str, legacy: bool) -> None:
 
 def test_a_classifier_file_leaves_the_segmentation_branch(tmp_path: Path) -> None:
     state = {
-        n.removeprefix("backbone."): v
-        for n, v in randomised(RRMNet(20, **TINY)).items()
-        if not n.startswith("head.")
+        n.removeprefix("backbone."): v for n, v in randomised(RRMNet(20, **TINY)).items() if not n.startswith("head.")
     }
     torch.save(state, tmp_path / "cls.pth")
     assert {
-        name.split(".")[0]
-        for name in load_reference_weights(RRMNet(20, **TINY), tmp_path / "cls.pth").missing
+        name.split(".")[0] for name in load_reference_weights(RRMNet(20, **TINY), tmp_path / "cls.pth").missing
     } == {"head"}
     report = load_reference_weights(RRMNet(5, **TINY), tmp_path / "cls.pth")
     assert report.shape_mismatch == ("fc8.weight (network (5, 256, 1, 1), file (20, 256, 1, 1))",)
@@ -259,9 +245,7 @@ def test_torchvision_mobilenet(tmp_path: Path, classes: int) -> None:
     state = randomised(torchvision.models.mobilenet_v2(num_classes=classes, width_mult=0.25))
     torch.save(state, tmp_path / "imagenet.pth")
     net = RRMNet(5, "mobilenet_v2", head="light", width=0.25, weights=tmp_path / "imagenet.pth")
-    assert_holds(
-        net, {name: value for name, value in state.items() if name.startswith("features.")}, "backbone."
-    )
+    assert_holds(net, {name: value for name, value in state.items() if name.startswith("features.")}, "backbone.")
     assert load_weights(net, tmp_path / "imagenet.pth").unexpected == (
         "classifier.1.weight",
         "classifier.1.bias",
@@ -272,9 +256,7 @@ def test_torchvision_resnet_names(tmp_path: Path) -> None:
     theirs = torchvision.models.resnet101().state_dict()
     ours = DeepLabV2ResNet101(width=0.125)
     backbone = {name for name in theirs if not name.startswith("fc.")}
-    assert {
-        name.removeprefix("backbone.") for name in ours.state_dict() if name.startswith("backbone.")
-    } == backbone
+    assert {name.removeprefix("backbone.") for name in ours.state_dict() if name.startswith("backbone.")} == backbone
     torch.save({name: ours.state_dict()["backbone." + name] for name in backbone}, tmp_path / "resnet101.pth")
     net = DeepLabV2ResNet101(width=0.125, weights=tmp_path / "resnet101.pth")
     assert_holds(net, {name: ours.state_dict()["backbone." + name] for name in backbone}, "backbone.")

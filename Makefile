@@ -1,0 +1,81 @@
+# Everything this project does, from a fresh clone: each target sets up what it needs. `make help` lists the targets.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+CORES ?= $(shell getconf _NPROCESSORS_ONLN)
+# Config files, later ones over earlier ones; none: config.yaml, the embedded demo.
+CONFIG ?=
+# More arguments for snakemake, such as SNAKEMAKE_ARGS="--dry-run" or "--workflow-profile profiles/slurm".
+SNAKEMAKE_ARGS ?=
+PYTEST_ARGS ?= -n $(CORES) --dist loadfile
+
+BIN := $(VENV)/bin
+LOCKS := requirements-dev.txt requirements-build.txt pyproject.toml
+STAMP := $(VENV)/.installed
+SNAKEFILES := Snakefile workflow
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: help install test lint format lock schema clean FORCE
+
+help: ## list the targets
+	@grep -hE '^[^ :=]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-22s %s\n", $$1, $$2}'
+
+# Any result by its path. Snakemake decides what has to be done for it.
+results/table5.csv: ## the comparison table; CONFIG="a.yaml b.yaml" for another experiment than the demo
+results/%: $(STAMP) FORCE
+	@snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG)) $(SNAKEMAKE_ARGS) -- $@
+
+install: $(STAMP) ## virtual environment with the locked packages, in .venv
+
+test: $(STAMP) ## all tests
+	@OMP_NUM_THREADS=1 python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP) ## all linters, nothing is changed
+	@status=0; \
+	for check in 'ruff check' 'ruff format --check' mypy 'snakefmt --check $(SNAKEFILES)' 'snakemake --lint' \
+	  'pre-commit validate-config'; do \
+	  echo "+ $$check"; $$check || status=1; \
+	done; exit $$status
+
+format: $(STAMP) ## mend what linters can mend
+	ruff format
+	ruff check --fix
+	snakefmt $(SNAKEFILES)
+
+schema: $(STAMP) ## write workflow/schemas/config.schema.json from the models
+	@rrm schema > workflow/schemas/config.schema.json.tmp
+	@mv workflow/schemas/config.schema.json.tmp workflow/schemas/config.schema.json
+
+# The lock is for CPython 3.11 or newer on Linux; every package is pinned with its hashes.
+# With LOCK_ARGS empty, versions stay as they are in the files.
+COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --generate-hashes --no-annotate --no-emit-index-url \
+	--python-version 3.11 --python-platform x86_64-manylinux_2_28 $(LOCK_ARGS)
+RUNTIME_LOCK = pyproject.toml --extra workflow --extra tensorboard
+
+lock: $(STAMP) ## renew the requirements files; LOCK_ARGS=--upgrade for newer versions
+	$(COMPILE) $(RUNTIME_LOCK) --output-file requirements.txt
+	$(COMPILE) $(RUNTIME_LOCK) --group dev --constraint requirements.txt --output-file requirements-dev.txt
+	$(COMPILE) requirements-build.in --output-file requirements-build.txt
+
+clean: ## remove caches and build products; results and .venv stay
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -not -path './.venv/*' -not -path './.git/*' -prune -exec rm -rf {} +
+
+# The stamp holds the digest of the lock files it was made from, so that a git checkout alone installs nothing.
+# pydensecrf2 is compiled on this machine; its build tools are pinned too (PIP_CONSTRAINT).
+$(STAMP): $(LOCKS)
+	@digest=$$(cat $(LOCKS) | sha256sum); \
+	if [ "$$(cat $@ 2>/dev/null)" = "$$digest" ]; then touch $@; exit 0; fi; \
+	if [ ! -x $(BIN)/python ]; then \
+	  for python in $${PYTHON:-} python3 python3.14 python3.13 python3.12 python3.11 ''; do \
+	    if [ -z "$$python" ]; then echo 'make: expected Python 3.11 or newer, got none: install it or set PYTHON=' >&2; exit 1; fi; \
+	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi; \
+	  done; \
+	  command -v c++ g++ clang++ >/dev/null || { echo 'make: expected a C++ compiler (pydensecrf2 is compiled), got none: install g++' >&2; exit 1; }; \
+	  echo "make: setting up $(VENV) with $$python"; "$$python" -m venv $(VENV); \
+	fi; \
+	PIP_CONSTRAINT=requirements-build.txt $(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements-dev.txt; \
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .; \
+	echo "$$digest" > $@

@@ -1,0 +1,95 @@
+"""Stages end to end: outputs, tables from matrices only, refusals, kills and resumes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rrm.metrics import scores_of
+from rrm.store import Store
+from rrm.tables import COLUMNS
+from rrm.training import read_weights
+from tests.pipeline.conftest import CONFIG, MODELS, ROOT, Chain
+
+
+def _table(chain: Chain, out: Path, models: tuple[str, ...] = MODELS) -> int:
+    inputs = {f"0:{model}:val": chain.seed / model / "confusion_val.h5" for model in models}
+    return chain.stage("table5", out, **inputs)
+
+
+def test_probabilities_sum_to_one(finished: Chain) -> None:
+    for model in MODELS:
+        store = Store(finished.seed / model / "probabilities_val.h5", "probabilities")
+        values = store.read(store.ids[0], "probabilities").astype(np.float32)
+        np.testing.assert_allclose(values.sum(0), 1, atol=5e-3)
+
+
+def test_table_holds_reported_rows_and_recomputable_cells(finished: Chain, tmp_path: Path) -> None:
+    assert _table(finished, tmp_path / "table5.csv") == 0
+    table = pd.read_csv(tmp_path / "table5.csv")
+    assert list(table.columns) == COLUMNS
+    reported, measured = table[table.source == "reported"], table[table.source == "measured"]
+    assert len(reported) == 19 and reported.citation.notna().all()
+    assert set(reported.dataset) == {"VOC 2012"} and reported.val_without_crf.isna().all()
+    assert list(measured.supervision) == ["L", "L", "L", "L", "F"]
+    for model, (_, row) in zip(MODELS, measured.iterrows(), strict=True):
+        store = Store(finished.seed / model / "confusion_val.h5", "confusion")
+        for kind, column in (("crf", "val"), ("plain", "val_without_crf")):
+            total = np.sum([store.read(name, kind) for name in store.ids], 0)
+            assert row[column] == pytest.approx(100 * scores_of(total).mean_iou, abs=0.006)
+        assert row.val_images == 5 and row.dataset == "tiny" and int(row.seeds) == 0
+        assert "train.steps=" in row.departures
+
+
+def test_table_refuses_matrices_of_another_configuration(
+    finished: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = zip(MODELS, reversed(MODELS), strict=True)
+    swapped = {f"0:{m}:val": finished.seed / o / "confusion_val.h5" for m, o in pairs}
+    assert finished.stage("table5", tmp_path / "table5.csv", **swapped) == 1
+    assert "made with another configuration" in capsys.readouterr().err
+    assert _table(finished, tmp_path / "table5.csv", MODELS[:-1]) == 1
+    assert "expected confusion matrices of 'bounds/resnet38'" in capsys.readouterr().err
+    assert not (tmp_path / "table5.csv").exists()
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_training_goes_on_to_the_same_weights(finished: Chain, tmp_path: Path, kind: signal.Signals) -> None:
+    out = tmp_path / "one_step" / "weights.pth"
+    command = [
+        *(sys.executable, "-m", "rrm", "one-step", "--config", *CONFIG, "--threads", "1", "--out", str(out)),
+        *("--in", f"photos={finished.photos}", "--in", f"start={finished.seed / 'classifier.pth'}"),
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(out.parent.glob("weights.checkpoints/*/last.pth")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(process.pid, kind)
+    process.communicate(timeout=60)
+    assert process.returncode in (-signal.SIGKILL, 143) and not out.exists()
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert again.returncode == 0, again.stderr
+    expected, got = read_weights(finished.weights("one_step")), read_weights(out)
+    assert all((expected["weights"][name] == tensor).all() for name, tensor in got["weights"].items())
+
+
+def test_missing_and_wrong_inputs_are_one_line(
+    finished: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.pth"
+    assert finished.stage("classifier", out) == 1
+    assert "add --in photos=PATH" in capsys.readouterr().err
+    assert finished.stage("classifier", out, photos=tmp_path / "none.h5") == 1
+    assert "run the stage that makes it" in capsys.readouterr().err
+    assert finished.stage("classifier", out, photos=finished.weights("one_step")) == 1
+    message = capsys.readouterr().err
+    assert "weights.pth" in message and "Traceback" not in message
+    assert not out.exists()

@@ -1,0 +1,148 @@
+"""The training loop: same result after any interruption, SIGTERM, non-finite losses, accumulation, weights on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rrm.errors import RRMError
+from rrm.schedules import build_optimizer
+from rrm.training import LoopOptions, Run, fit, read_weights, save_weights, step_seed
+
+STEPS = 7
+
+
+class _Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Conv2d(4, 2, 1))
+
+
+class _RegressionTask:
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def losses(self, batch: dict[str, Any], progress: float) -> Mapping[str, Tensor]:
+        out = self.network.body(batch["images"])  # type: ignore[operator]
+        return {"square": out.square().mean(), "mean": (out.mean() - progress).abs()}
+
+
+def _batches(start: int) -> Iterator[dict[str, Any]]:
+    for step in range(start, STEPS):
+        generator = torch.Generator().manual_seed(step)
+        yield {"images": torch.rand(4, 3, 8, 8, generator=generator), "ids": ["a"] * 4}
+
+
+def _train(folder: Path, batches: Any = _batches, **options: Any) -> _Net:
+    torch.manual_seed(0)
+    network = _Net()
+    groups = {"backbone.weight": list(network.parameters()), "backbone.bias": [], "head.weight": [], "head.bias": []}
+    optimizer = build_optimizer(groups, kind="sgd", lr=0.1, momentum=0.9, weight_decay=1e-3)
+    loop = LoopOptions(**{"steps": STEPS, "batch_size": 4, "seed": 3, "checkpoint_every": 2, **options})
+    fit(_RegressionTask(network), batches, optimizer, loop, Run(folder, {"test": 1}))
+    return network
+
+
+def _equal(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("stop", range(1, STEPS))
+def test_interrupted_anywhere_ends_with_identical_weights(tmp_path: Path, stop: int) -> None:
+    def interrupted(start: int) -> Iterable[dict[str, Any]]:
+        for step, batch in enumerate(_batches(start), start):
+            if step == stop:
+                raise InterruptedError
+            yield batch
+
+    with pytest.raises(InterruptedError):
+        _train(tmp_path / "killed", interrupted)
+    assert _equal(_train(tmp_path / "killed"), _train(tmp_path / "whole"))
+    steps = [json.loads(line)["step"] for line in next((tmp_path / "killed").glob("*/history.jsonl")).open()]
+    assert steps == list(range(STEPS))
+
+
+def test_sigterm_saves_the_step_and_exits_with_143(tmp_path: Path) -> None:
+    def terminated(start: int) -> Iterator[dict[str, Any]]:
+        for step, batch in enumerate(_batches(start), start):
+            if step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with pytest.raises(SystemExit) as stopped:
+        _train(tmp_path / "run", terminated, checkpoint_every=100)
+    assert stopped.value.code == 143
+    state = torch.load(next((tmp_path / "run").glob("*/last.pth")), weights_only=True)
+    assert state["step"] == 3
+    assert _equal(_train(tmp_path / "run"), _train(tmp_path / "whole"))
+
+
+def test_a_damaged_checkpoint_costs_time_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = _train(tmp_path / "run")
+    next((tmp_path / "run").glob("*/last.pth")).write_bytes(b"PK damaged")
+    assert _equal(_train(tmp_path / "run"), expected)
+    assert "starting from step 0" in capsys.readouterr().err
+
+
+def test_not_finite_loss_names_step_terms_and_checkpoint(tmp_path: Path) -> None:
+    def poisoned(start: int) -> Iterator[dict[str, Any]]:
+        for step, batch in enumerate(_batches(start), start):
+            yield {**batch, "images": batch["images"] * (float("nan") if step == 5 else 1)}
+
+    with pytest.raises(RRMError, match=r"square nan.*at step 5.*last good checkpoint: .*last\.pth"):
+        _train(tmp_path, poisoned)
+
+
+def test_accumulation_covers_the_batch(tmp_path: Path) -> None:
+    network = _train(tmp_path, accumulate=3)
+    assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
+
+
+def test_accumulated_gradient_equals_the_whole_batch_without_batch_statistics() -> None:
+    from rrm.training import _Stepper
+
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 2, 1)
+
+    class Task:
+        network = layer
+
+        def losses(self, batch: dict[str, Any], progress: float) -> Mapping[str, Tensor]:
+            return {"square": layer(batch["images"]).square().mean()}
+
+    grads = []
+    for accumulate in (1, 2, 4):
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        options = LoopOptions(steps=1, batch_size=4, seed=0, accumulate=accumulate)
+        _Stepper(Task(), optimizer, options)(next(_batches(0)), 0)
+        assert layer.weight.grad is not None
+        grads.append(layer.weight.grad.clone())
+    torch.testing.assert_close(grads[1], grads[0])
+    torch.testing.assert_close(grads[2], grads[0])
+
+
+def test_weights_file_round_trip_and_refusals(tmp_path: Path) -> None:
+    network = _Net()
+    save_weights(tmp_path / "net.pth", network, note="x")
+    content = read_weights(tmp_path / "net.pth")
+    assert content["note"] == "x" and torch.equal(
+        content["weights"]["body.0.weight"], network.state_dict()["body.0.weight"]
+    )
+    whole = (tmp_path / "net.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
+    torch.save({"format": "other"}, tmp_path / "foreign.pth")
+    for name in ("cut", "foreign", "absent"):
+        with pytest.raises(RRMError, match=f"{name}.pth: expected"):
+            read_weights(tmp_path / f"{name}.pth")
+
+
+def test_step_seeds_differ() -> None:
+    assert len({step_seed(seed, step) for seed in range(10) for step in range(100)}) == 1000

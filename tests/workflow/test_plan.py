@@ -1,0 +1,117 @@
+"""What a change re-plans: exactly the jobs whose result it concerns, and those that follow."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+import pytest
+
+from tests.workflow.project import Project, small_config
+
+TABLE = {"table5.csv"}
+DATA = {
+    "demo/voc/manifest.json",
+    "demo/photos.h5",
+    *(f"demo/masks_{split}.h5" for split in ("train", "val", "test")),
+}
+MODELS = ("cam", "one_step", "step_two/plain", "step_two/warm", "bounds/full")
+STEP_TWO = ("step_two/plain", "step_two/warm")
+
+
+def evaluated(*models: str, seed: int = 0) -> set[str]:
+    return {f"demo/seed{seed}/{model}/confusion_{split}.h5" for model in models for split in ("val", "test")}
+
+
+def scored(*models: str, seed: int = 0) -> set[str]:
+    folders = [f"demo/seed{seed}/{model}" for model in models]
+    return {f"{folder}/probabilities_{split}.h5" for folder in folders for split in ("val", "test")} | evaluated(
+        *models, seed=seed
+    )
+
+
+def weights(*models: str, seed: int = 0) -> set[str]:
+    return {f"demo/seed{seed}/{model}/weights.pth" for model in models}
+
+
+def masks(seed: int = 0) -> set[str]:
+    return {f"demo/seed{seed}/pseudo_masks.h5"}
+
+
+def run_of(seed: int) -> set[str]:
+    """Everything that belongs to one seed."""
+    trained = weights("one_step", *STEP_TWO, "bounds/full", seed=seed) | {f"demo/seed{seed}/classifier.pth"}
+    return trained | masks(seed) | scored(*MODELS, seed=seed)
+
+
+def put(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """The configuration with one key set."""
+    *sections, last = key.split(".")
+    place = config
+    for section in sections:
+        place = place.setdefault(section, {})
+    place[last] = value
+    return config
+
+
+CHANGES = [
+    ({"evaluation.crf.iterations": 7}, evaluated(*MODELS) | TABLE),
+    ({"evaluation.views.scales": [0.5, 1.0]}, scored("one_step", *STEP_TWO, "bounds/full") | TABLE),
+    ({"pseudo_masks.crf.iterations": 7}, masks() | weights(*STEP_TWO) | scored(*STEP_TWO) | TABLE),
+    ({"step_two.plain.train.steps": 77}, weights("step_two/plain") | scored("step_two/plain") | TABLE),
+    ({"bounds.full.train.steps": 77}, weights("bounds/full") | scored("bounds/full") | TABLE),
+    (
+        {"one_step.mining.ratio": 0.77},
+        weights("one_step", *STEP_TWO) | masks() | scored("cam", "one_step", *STEP_TWO) | TABLE,
+    ),
+    ({"classifier.train.steps": 77}, run_of(0) | TABLE),
+    ({"step_two.plain.label": "other", "one_step.network.start": "other"}, TABLE),
+    ({"seeds": [0, 3]}, run_of(3) | TABLE),
+]
+
+
+def test_from_nothing_all_is_planned_once(everything: set[str]) -> None:
+    assert everything == DATA | run_of(0) | TABLE
+
+
+@pytest.mark.parametrize(("changed", "expected"), CHANGES, ids=[" ".join(changed) for changed, _ in CHANGES])
+def test_a_key_replans_what_reads_it_and_what_follows(
+    changed: dict[str, Any], expected: set[str], finished: Project
+) -> None:
+    config = small_config()
+    for key, value in changed.items():
+        put(config, key, value)
+    finished.configure(config)
+    assert finished.planned() == expected
+
+
+def test_how_to_run_and_mere_text_replan_nothing(finished: Project) -> None:
+    config = small_config()
+    config["runtime"] = {
+        "device": "cpu",
+        "threads": {"one_step": 5},
+        "workers": 3,
+        "crf_workers": 0,
+        "log_seconds": 1,
+    }
+    finished.configure(config, comment="# said otherwise\n")
+    for path in finished.root.glob("rrm/**/*.py"):
+        text = path.read_text()
+        docstring = ast.get_docstring(ast.parse(text), clean=False)
+        path.write_text(text.replace(docstring or "", "Another text.\n", 1) + "\n# a remark\n")
+    rules = finished.root / "workflow" / "rules" / "training.smk"
+    rules.write_text(rules.read_text().replace("python -m rrm", "exec python -m rrm"))
+    assert finished.planned() == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        ("stages/pseudo_masks.py", masks() | weights(*STEP_TWO) | scored(*STEP_TWO) | TABLE),
+        ("tables.py", TABLE),
+    ],
+)
+def test_code_replans_the_stages_that_import_it(module: str, expected: set[str], finished: Project) -> None:
+    path = finished.root / "rrm" / module
+    path.write_text(path.read_text() + "\n_CHANGED = True\n")
+    assert finished.planned() == expected

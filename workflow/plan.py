@@ -1,0 +1,142 @@
+"""What the rules ask about a configuration: each answer is a value or a function of a rule's wildcards.
+
+The rules hold no logic of their own: which stages exist, where their files lie and which options each one
+reads is said by `rrm.pipeline`; this module puts it into the shapes that Snakemake's directives take.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rrm.config import Config, resolve
+from rrm.pipeline import STAGES, Layout, evaluated_splits, models, network_section, stage_options
+from rrm.provenance import code_hash, file_digest
+
+_NOTHING = "(?!)"  # a pattern that no name matches
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+class Plan:
+    """The answers for one configuration.
+
+    Args:
+        raw: the configuration as Snakemake read it.
+        source: where it came from, named in errors.
+        results: folder of all results, below the working directory.
+
+    Raises:
+        RRMErrors: with every mistake of the configuration, before any job starts.
+    """
+
+    def __init__(self, raw: Mapping[str, Any], source: str, results: Path = Path("results")) -> None:
+        self.config: Config = resolve(raw, source)
+        self.layout = Layout(results, self.config.dataset.name)
+        self.splits = evaluated_splits(self.config)
+
+    @property
+    def manifest(self) -> list[Path]:
+        """The demo's manifest where the data set is the demo, else nothing: the photos are there already."""
+        return [self.layout.demo_manifest] if self.config.dataset.kind == "demo" else []
+
+    @property
+    def lists(self) -> str:
+        """Digests of the lists and labels of a data set on disk: it is packed again when one changes."""
+        dataset = self.config.dataset
+        if not dataset.root:
+            return ""
+        lists = Path(dataset.root, "ImageSets", "Segmentation")
+        files = [lists / f"{name}.txt" for name in (dataset.train, dataset.val, dataset.test) if name]
+        if dataset.labels != "xml":
+            files.append(Path(dataset.root, dataset.labels))
+        return _compact({path.name: file_digest(path) for path in files if path.is_file()})
+
+    def options(self, stage: str) -> Callable[[Any], str]:
+        """Parameter `options`: what a stage reads of the configuration, for exactly the job's wildcards."""
+
+        def of(wildcards: Any) -> str:
+            given = {name: getattr(wildcards, name) for name in STAGES[stage].wildcards}
+            if "seed" in given:
+                given["seed"] = int(given["seed"])
+            return _compact(stage_options(self.config, stage, **given))
+
+        return of
+
+    @staticmethod
+    def code(stage: str) -> str:
+        """Parameter `code`: content hash of the stage's code."""
+        return code_hash(STAGES[stage].module)
+
+    def runtime(self, wildcards: Any, resources: Any) -> str:
+        """Parameter `runtime`: how to run. Snakemake does not track parameters that depend on `resources`."""
+        del wildcards, resources
+        return _compact(self.config.runtime.model_dump(mode="json", exclude={"threads"}))
+
+    @staticmethod
+    def inputs(wildcards: Any, input: Any) -> list[str]:  # noqa: A002 (Snakemake names it)
+        """Parameter `inputs`: the named inputs as arguments of the command line."""
+        del wildcards
+        return [f"--in={name}={path}" for name, path in input.items() if path]
+
+    def threads(self, stage: str) -> int:
+        """Threads of a stage's job: as configured for it, or for all, or 1 (2 for what trains)."""
+        module = STAGES[stage].module
+        usual = 2 if module in ("classifier", "one_step", "step_two", "bound") else 1
+        given = self.config.runtime.threads
+        return given.get(module, given.get("default", usual))
+
+    @property
+    def gpu(self) -> int:
+        """GPUs of a job that runs a network. The driver is asked: torch would cost seconds at each call."""
+        device = self.config.runtime.device
+        seen = any(Path("/dev").glob("nvidia[0-9]*"))
+        return int(device == "cuda" or (device == "auto" and seen))
+
+    def pattern(self, group: str = "") -> str:
+        """Regular expression of the names of the models, of all or of one group (`step_two` or `bounds`)."""
+        names = [name for name in models(self.config) if name.startswith(group)]
+        return "|".join(map(re.escape, names)) or _NOTHING
+
+    def start(self, stage: str) -> Callable[[Any], list[Path]]:
+        """Input `start`: the weights that a job starts from, where it takes over any of another stage's.
+
+        A fully supervised bound takes over the classifier at most, never a network trained by the method.
+        """
+        layout, classifier = self.layout, self.config.classifier.enabled
+
+        def of(wildcards: Any) -> list[Path]:
+            if stage != "one-step" and not network_section(self.config, wildcards.model).warm_start:
+                return []
+            if stage == "step-two":
+                return [layout.weights(wildcards.seed, "one_step")]
+            return [layout.classifier(wildcards.seed)] if classifier else []
+
+        return of
+
+    def weights(self, wildcards: Any) -> Path:
+        """Input `model` of a prediction: the weights of its model."""
+        return self.layout.weights(wildcards.seed, wildcards.model)
+
+    @property
+    def confusions(self) -> dict[str, Path]:
+        """The inputs of the tables: confusion matrices by `seed:model:split`, of all of them."""
+        return {
+            f"{seed}:{model}:{split}": self.layout.confusion(seed, model, split)
+            for seed in self.config.seeds
+            for model in models(self.config)
+            for split in self.splits
+        }
+
+    def log(self, *parts: str) -> Path:
+        """Log of a job."""
+        return self.layout.run.joinpath("logs", *parts[:-1], f"{parts[-1]}.log")
+
+    def cost(self, *parts: str) -> Path:
+        """Time and memory that a job took, as measured by Snakemake."""
+        return self.layout.run.joinpath("benchmarks", *parts[:-1], f"{parts[-1]}.tsv")

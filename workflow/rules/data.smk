@@ -1,0 +1,63 @@
+# The data set: photos and image-level labels in one store, masks in others. No training rule takes a store of masks,
+# except for the pseudo masks' and the fully supervised bounds'.
+
+
+rule demo_data:
+    output:
+        manifest=LAYOUT.demo_manifest,
+    log:
+        PLAN.log("demo_data"),
+    conda:
+        "../envs/rrm.yml"
+    threads: PLAN.threads("demo-data")
+    params:
+        options=PLAN.options("demo-data"),
+        code=PLAN.code("demo-data"),
+        inputs=PLAN.inputs,
+        runtime=PLAN.runtime,
+    shell:
+        "python -m rrm demo-data {params.inputs:q} --out {output.manifest:q} --options {params.options:q}"
+        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+
+
+rule pack_photos:
+    input:
+        manifest=PLAN.manifest,
+    output:
+        photos=LAYOUT.photos,
+    log:
+        PLAN.log("pack_photos"),
+    conda:
+        "../envs/rrm.yml"
+    threads: PLAN.threads("pack-photos")
+    params:
+        options=PLAN.options("pack-photos"),
+        code=PLAN.code("pack-photos"),
+        lists=PLAN.lists,
+        inputs=PLAN.inputs,
+        runtime=PLAN.runtime,
+    shell:
+        "python -m rrm pack-photos {params.inputs:q} --out {output.photos:q} --options {params.options:q}"
+        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+
+
+rule pack_masks:
+    input:
+        manifest=PLAN.manifest,
+        photos=LAYOUT.photos,
+    output:
+        masks=LAYOUT.masks("{split}"),
+    log:
+        PLAN.log("pack_masks_{split}"),
+    conda:
+        "../envs/rrm.yml"
+    threads: PLAN.threads("pack-masks")
+    params:
+        options=PLAN.options("pack-masks"),
+        code=PLAN.code("pack-masks"),
+        lists=PLAN.lists,
+        inputs=PLAN.inputs,
+        runtime=PLAN.runtime,
+    shell:
+        "python -m rrm pack-masks {params.inputs:q} --out {output.masks:q} --options {params.options:q}"
+        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"

@@ -1,0 +1,26 @@
+# Pseudo masks of the training photos, which step two is trained on.
+
+
+rule pseudo_masks:
+    input:
+        photos=LAYOUT.photos,
+        model=LAYOUT.weights("{seed}", "one_step"),
+    output:
+        masks=LAYOUT.pseudo_masks("{seed}"),
+    log:
+        PLAN.log("seed{seed}", "pseudo_masks"),
+    benchmark:
+        PLAN.cost("seed{seed}", "pseudo_masks")
+    conda:
+        "../envs/rrm.yml"
+    threads: PLAN.threads("pseudo-masks")
+    resources:
+        gpu=PLAN.gpu,
+    params:
+        options=PLAN.options("pseudo-masks"),
+        code=PLAN.code("pseudo-masks"),
+        inputs=PLAN.inputs,
+        runtime=PLAN.runtime,
+    shell:
+        "python -m rrm pseudo-masks {params.inputs:q} --out {output.masks:q} --options {params.options:q}"
+        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"

@@ -1,0 +1,107 @@
+# All networks are trained by one loop; resume checkpoints lie beside the weights and are not declared here, for
+# Snakemake deletes declared outputs of a job that failed.
+
+
+rule classifier:
+    input:
+        photos=LAYOUT.photos,
+    output:
+        weights=LAYOUT.classifier("{seed}"),
+    log:
+        PLAN.log("seed{seed}", "classifier"),
+    benchmark:
+        PLAN.cost("seed{seed}", "classifier")
+    conda:
+        "../envs/rrm.yml"
+    threads: PLAN.threads("classifier")
+    resources:
+        gpu=PLAN.gpu,
+    params:
+        options=PLAN.options("classifier"),
+        code=PLAN.code("classifier"),
+        inputs=PLAN.inputs,
+        runtime=PLAN.runtime,
+    shell:
+        "python -m rrm classifier {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
+        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+
+
+rule one_step:
+    input:
+        photos=LAYOUT.photos,
+        start=PLAN.start("one-step"),
+    output:
+        weights=LAYOUT.weights("{seed}", "one_step"),
+    log:
+        PLAN.log("seed{seed}", "one_step"),
+    benchmark:
+        PLAN.cost("seed{seed}", "one_step")
+    conda:
+        "../envs/rrm.yml"
+    threads: PLAN.threads("one-step")
+    resources:
+        gpu=PLAN.gpu,
+    params:
+        options=PLAN.options("one-step"),
+        code=PLAN.code("one-step"),
+        inputs=PLAN.inputs,
+        runtime=PLAN.runtime,
+    shell:
+        "python -m rrm one-step {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
+        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+
+
+rule step_two:
+    input:
+        photos=LAYOUT.photos,
+        masks=LAYOUT.pseudo_masks("{seed}"),
+        start=PLAN.start("step-two"),
+    output:
+        weights=LAYOUT.weights("{seed}", "{model}"),
+    log:
+        PLAN.log("seed{seed}", "{model}"),
+    benchmark:
+        PLAN.cost("seed{seed}", "{model}")
+    wildcard_constraints:
+        model=PLAN.pattern("step_two/"),
+    conda:
+        "../envs/rrm.yml"
+    threads: PLAN.threads("step-two")
+    resources:
+        gpu=PLAN.gpu,
+    params:
+        options=PLAN.options("step-two"),
+        code=PLAN.code("step-two"),
+        inputs=PLAN.inputs,
+        runtime=PLAN.runtime,
+    shell:
+        "python -m rrm step-two {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
+        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+
+
+rule bound:
+    input:
+        photos=LAYOUT.photos,
+        masks=LAYOUT.masks("train"),
+        start=PLAN.start("bound"),
+    output:
+        weights=LAYOUT.weights("{seed}", "{model}"),
+    log:
+        PLAN.log("seed{seed}", "{model}"),
+    benchmark:
+        PLAN.cost("seed{seed}", "{model}")
+    wildcard_constraints:
+        model=PLAN.pattern("bounds/"),
+    conda:
+        "../envs/rrm.yml"
+    threads: PLAN.threads("bound")
+    resources:
+        gpu=PLAN.gpu,
+    params:
+        options=PLAN.options("bound"),
+        code=PLAN.code("bound"),
+        inputs=PLAN.inputs,
+        runtime=PLAN.runtime,
+    shell:
+        "python -m rrm bound {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
+        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
