@@ -29,11 +29,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from rrm.datasets.voc import voc_palette
 from rrm.errors import RRMError
 from rrm.store import atomic_path
 
 FORMAT = 1
-STRAY_TONES, STRAY_COLOURS = 0.1, 0.1
+STRAY_TONES, STRAY_COLOURS = 0.0, 0.5
 SPLITS = ("train", "val", "test")
 VOID = 255
 JPEG_QUALITY = 92
@@ -64,11 +65,11 @@ class Species:
 
 
 SPECIES = (
-    Species("beetle", "stripes", (2, 3), (0.38, 0.60), (0.0, 0.2), (0.00, 0.06), 0.9, 0, (0, 1, 2, 3)),
-    Species("gecko", "rings", (2, 2), (0.32, 0.48), (0.5, 0.9), (0.00, 0.12), 0.1, 1, (2, 3, 4, 5)),
-    Species("heron", "checks", (1, 2), (0.32, 0.52), (0.0, 0.4), (0.15, 0.40), 0.3, 2, (4, 5, 6, 7)),
-    Species("crayfish", "sectors", (2, 3), (0.30, 0.50), (0.3, 0.7), (0.00, 0.08), 0.9, 3, (6, 7, 8, 9)),
-    Species("marten", "spots", (1, 2), (0.30, 0.48), (0.4, 0.9), (0.00, 0.15), 0.2, 4, (8, 9, 0, 1)),
+    Species("beetle", "stripes", (2, 3), (0.50, 0.70), (0.0, 0.2), (0.00, 0.06), 0.9, 0, (0, 1, 2, 3)),
+    Species("gecko", "rings", (2, 2), (0.40, 0.58), (0.4, 0.7), (0.00, 0.12), 0.1, 1, (2, 3, 4, 5)),
+    Species("heron", "checks", (1, 2), (0.42, 0.62), (0.0, 0.3), (0.10, 0.25), 0.3, 2, (4, 5, 6, 7)),
+    Species("crayfish", "sectors", (2, 3), (0.42, 0.60), (0.3, 0.5), (0.00, 0.08), 0.9, 3, (6, 7, 8, 9)),
+    Species("marten", "spots", (1, 2), (0.42, 0.60), (0.3, 0.7), (0.00, 0.15), 0.2, 4, (8, 9, 0, 1)),
 )
 DEMO_CLASSES: tuple[str, ...] = tuple(species.name for species in SPECIES)
 
@@ -218,7 +219,7 @@ def _spine(rng: np.random.Generator, length: float, width: float, centre: Array,
 def _legs(rng: np.random.Generator, spine: Stroke, heading: NDArray[Any], pairs: int, length: float) -> list[Stroke]:
     """Two-part legs on both sides of the body; each is posed by itself."""
     legs: list[Stroke] = []
-    radius = max(1.1, 0.042 * length * rng.uniform(0.8, 1.2))
+    radius = max(1.3, 0.06 * length * rng.uniform(0.8, 1.2))
     reach = length * rng.uniform(0.16, 0.28)
     for t in np.linspace(0.2, 0.8, pairs) if pairs > 1 else [rng.uniform(0.4, 0.6)]:
         k = round(float(t) * (len(heading) - 1))
@@ -254,7 +255,7 @@ def _creature(
     neck_length = length * rng.uniform(*species.neck)
     radii = (float(spine[1][-1]) * 0.7, 0.05 * length)
     neck = _tapered(spine[0][-1], end, rng.uniform(-0.5, 0.5), neck_length + 1, radii, 4)
-    radius = length * rng.uniform(0.19, 0.24)
+    radius = length * rng.uniform(0.22, 0.27)
     head = neck[0][-1] + _directions(np.array(end)) * radius * 0.8
     limbs = _limbs(rng, species, spine, heading, length)
     if rng.random() < species.antennae:
@@ -316,7 +317,7 @@ def _ground(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
     """Textured ground (H, W, 3): two to four regions of muted colours, now and then of a body colour."""
     scale = max(shape)
     colours = GROUND_COLOURS[rng.permutation(len(GROUND_COLOURS))[: rng.integers(2, 5)]].copy()
-    if rng.random() < 0.3:
+    if rng.random() < 0.2:
         colours[-1] = 0.75 * BODY_COLOURS[rng.integers(len(BODY_COLOURS))] + 0.25 * colours[-1]
     rgb = np.broadcast_to(colours[0], (*shape, 3)).astype(np.float32)
     for colour in colours[1:]:
@@ -370,11 +371,11 @@ def _distractor(rng: np.random.Generator, photo: Photo) -> None:
 
 def _fits(photo: Photo, whole: NDArray[np.bool_], head: NDArray[np.bool_], creature: Creature) -> bool:
     """Whether the new head is inside the frame and what it would hide of the others is little."""
-    if head.sum() < 0.9 * np.pi * creature.head[2] ** 2 or whole[1:-1, 1:-1].sum() < 0.8 * whole.sum():
+    if head.sum() < 0.9 * np.pi * creature.head[2] ** 2 or whole[1:-1, 1:-1].sum() < 0.9 * whole.sum():
         return False
     for k in range(1, len(photo.classes) + 1):
         mine, its_head = photo.owner == k, photo.heads == k
-        if (whole & mine).sum() > 0.2 * mine.sum() or (whole & its_head).sum() > 0.1 * its_head.sum():
+        if (whole & mine).sum() > 0.15 * mine.sum() or (whole & its_head).sum() > 0.1 * its_head.sum():
             return False
     return True
 
@@ -437,13 +438,6 @@ def _photo(rng: np.random.Generator, shape: tuple[int, int], classes: Sequence[i
 # ---------------------------------------------------------------------------------------------- files
 
 
-def _palette() -> list[int]:
-    """The VOC colour map: bit k of the three colour channels comes from bits 3k, 3k+1, 3k+2 of the label."""
-    labels = np.arange(256)
-    channels = [sum(((labels >> (3 * k + c)) & 1) << (7 - k) for k in range(3)) for c in range(3)]
-    return [int(value) for value in np.stack(channels, axis=1).ravel()]
-
-
 def _annotation(name: str, photo: Photo) -> bytes:
     """VOC annotation: the objects' names and boxes (1-based, inclusive) of their visible pixels."""
     height, width = photo.shape
@@ -475,7 +469,7 @@ def _encode(image: Image.Image, **options: Any) -> bytes:
 def _photo_files(rng: np.random.Generator, name: str, photo: Photo) -> dict[str, bytes]:
     """The three files of one photo, by path below the root."""
     mask = Image.fromarray(_labels(photo))
-    mask.putpalette(_palette())
+    mask.putpalette(voc_palette().ravel().tolist())
     rgb = Image.fromarray(_camera(rng, photo.rgb))
     return {
         f"JPEGImages/{name}.jpg": _encode(rgb, format="JPEG", quality=JPEG_QUALITY, subsampling=0),

@@ -86,6 +86,7 @@ class ResNet38(Backbone):
         width: factor on all channel counts; 1 = as published (4,096 output channels).
         units: residual units in b2, b3, b4 and b5; b6 and b7 always follow with one each.
         output_stride: 8 (as published) or 4; at 4 all dilations from b4 on double.
+        dilations: of b4, b5, b6 and b7; None: 1, 2, 4, 4 at output stride 8. Smaller ones fit small photos.
         dropout: rates of whole-channel dropout in b6 and b7.
         freeze_first: number of leading stages (conv1a, b2, b3, b4, b5, b6, b7) that are not trained.
         normalization: "imagenet" or "tensorflow".
@@ -101,12 +102,14 @@ class ResNet38(Backbone):
     """
 
     def __init__(self, width: float = 1.0, units: Sequence[int] = (3, 3, 6, 3), output_stride: int = 8,
-                 dropout: Sequence[float] = (0.3, 0.5), freeze_first: int = 0,
+                 dilations: Sequence[int] | None = None, dropout: Sequence[float] = (0.3, 0.5), freeze_first: int = 0,
                  normalization: str = "imagenet") -> None:  # fmt: skip
         super().__init__(normalization)
         check_choice("output_stride", output_stride, (4, 8))
         if not isinstance(units, Sequence) or len(units) != 4 or min(units) < 1:
             raise RRMError(f"units: expected four positive numbers of residual units, got {units!r}")
+        if dilations is not None and (len(dilations) != 4 or min(dilations) < 1):
+            raise RRMError(f"dilations: expected four positive numbers for b4 to b7, got {dilations!r}")
         if not isinstance(dropout, Sequence) or len(dropout) != 2 or not all(0 <= rate < 1 for rate in dropout):
             raise RRMError(f"dropout: expected two rates from 0 up to below 1, got {dropout!r}")
         if not 0 < width <= 1:
@@ -114,13 +117,14 @@ class ResNet38(Backbone):
         self.width, self.stride, self.units = width, output_stride, tuple(units)
         c64, c128, c256, c512, c1024, c2048, c4096 = (scaled(64 * 2**i, width) for i in range(7))
         last_stride, d = (2, 1) if output_stride == 8 else (1, 2)
+        b4, b5, b6, b7 = dilations or (d, 2 * d, 4 * d, 4 * d)
         self.conv1a = _conv(3, c64, 3)
         self._add_stage("b2", units[0], c64, c128, c128, stride=2)
         self._add_stage("b3", units[1], c128, c256, c256, stride=2)
-        self._add_stage("b4", units[2], c256, c512, c512, stride=last_stride, dilation=d)
-        self._add_stage("b5", units[3], c512, c512, c1024, first_dilation=d, dilation=2 * d)
-        self.b6 = BottleneckUnit(c1024, c2048, 4 * d, dropout[0])
-        self.b7 = BottleneckUnit(c2048, c4096, 4 * d, dropout[1])
+        self._add_stage("b4", units[2], c256, c512, c512, stride=last_stride, dilation=b4)
+        self._add_stage("b5", units[3], c512, c512, c1024, first_dilation=b4, dilation=b5)
+        self.b6 = BottleneckUnit(c1024, c2048, b6, dropout[0])
+        self.b7 = BottleneckUnit(c2048, c4096, b7, dropout[1])
         self.bn7 = nn.BatchNorm2d(c4096)
         self.out_channels = c4096
         self.freeze_first(freeze_first)
