@@ -38,10 +38,10 @@ class DemoData(Section):
     """The embedded demo data set (`rrm.datasets.demo`)."""
 
     seed: int = Field(0, ge=0, description="seed of the generator")
-    size: int = Field(96, ge=32, le=512, description="side of the square photos, pixels")
-    train: Count = Field(480, description="number of training photos")
-    val: Count = Field(120, description="number of validation photos")
-    test: Count = Field(120, description="number of test photos")
+    size: int = Field(96, ge=64, le=512, description="side of the square photos, pixels")
+    train: int = Field(480, ge=5, description="number of training photos")
+    val: int = Field(120, ge=5, description="number of validation photos")
+    test: int = Field(120, ge=5, description="number of test photos")
 
 
 class Dataset(Section):

@@ -19,8 +19,8 @@ from torch import nn
 
 from rrm.errors import RRMError
 from rrm.gaussian import GaussianFilter, position_colour_features
+from rrm.labels import IGNORE
 
-UNLABELLED = 255
 _CLASSIFICATION = ("multilabel-soft-margin", "softmax")
 _CROSS_ENTROPY = ("balanced", "mean", "sum")
 _FORMS = ("reference", "paper")
@@ -87,12 +87,12 @@ def balanced_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, mode: str
     _check_choice("cross-entropy mode", mode, _CROSS_ENTROPY)
     target = _checked_labels(logits, labels)
     scores = logits if logits.dtype == torch.float64 else logits.float()
-    pixels = F.cross_entropy(scores, target, ignore_index=UNLABELLED, reduction="none")
+    pixels = F.cross_entropy(scores, target, ignore_index=IGNORE, reduction="none")
     if mode == "sum":
         return pixels.sum()
     if mode == "mean":
-        return _masked_mean(pixels, target != UNLABELLED)
-    return _masked_mean(pixels, target == 0) + _masked_mean(pixels, (target != 0) & (target != UNLABELLED))
+        return _masked_mean(pixels, target != IGNORE)
+    return _masked_mean(pixels, target == 0) + _masked_mean(pixels, (target != 0) & (target != IGNORE))
 
 
 class DenseEnergyLoss(nn.Module):
@@ -209,11 +209,11 @@ class DenseEnergyLoss(nn.Module):
             dtype = torch.float64 if probs.dtype == torch.float64 else torch.float32
             images = images.detach().to(probs.device, dtype)
             valid = _as_map(valid, 1.0, images)
-            labels = _as_map(labels, UNLABELLED, images)
+            labels = _as_map(labels, IGNORE, images)
             features, scores, mask, target = self._shrink(images, probs.to(dtype), valid, labels)
             kernel = _Kernel(GaussianFilter(features, self.backend, self.include_self), self.normalize, mask)
             value: torch.Tensor = _Energy.apply(
-                scores, kernel, mask, target != UNLABELLED, self.form, self.gradient, self.differentiate_gate
+                scores, kernel, mask, target != IGNORE, self.form, self.gradient, self.differentiate_gate
             )
             return value * (self.weight / mask.shape[1] if self.average_pixels else self.weight)
 
@@ -416,7 +416,7 @@ def _checked_labels(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         raise RRMError(f"cross-entropy labels: expected an integer dtype, got {labels.dtype}: convert with .long()")
     target = labels.to(logits.device, torch.int64)
     if target.device.type == "cpu":  # a look at the values would stall a GPU; its own assertion fires there
-        wrong = target[(target != UNLABELLED) & ((target < 0) | (target >= logits.shape[1]))]
+        wrong = target[(target != IGNORE) & ((target < 0) | (target >= logits.shape[1]))]
         if len(wrong):
             raise RRMError(
                 f"cross-entropy labels: expected 0..{logits.shape[1] - 1} or 255, got {int(wrong[0])}: check "

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rrm.errors import RRMError
-
-IGNORE = 255
+from rrm.labels import IGNORE
 
 
 def confusion_matrix(prediction: Any, target: Any, num_classes: int) -> npt.NDArray[np.int64]:

@@ -23,13 +23,13 @@ import torch.nn.functional as F
 from rrm.cam import PRESENCE_THRESHOLD, background_score
 from rrm.crf import Array, DenseCRF, check_photo, like, to_numpy
 from rrm.errors import RRMError
+from rrm.labels import IGNORE
 from rrm.parallel import WorkerPool
 
 LabelArray = npt.NDArray[np.uint8]
 ScoreArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 
-UNRELIABLE = 255
 _RULES = ("reference", "paper", "cam")
 _PADDING = ("label", "ignore")
 _DEFAULT_CAM_EXPONENT = {"reference": 32.0, "paper": 4.0, "cam": 4.0}
@@ -195,10 +195,10 @@ def reliable_labels(
             sure |= region & (cam_scores[0] > background_threshold)
         else:
             sure |= _top_share(cam_scores[channel], region, ratio, score_threshold)
-    labels = np.where(crf_label == 0, UNRELIABLE, crf_label)
+    labels = np.where(crf_label == 0, IGNORE, crf_label)
     labels[q_background.argmax(axis=0) == 0] = 0
     confidence = np.maximum(q_background[0], q[1:].max(axis=0, initial=0))
-    labels[~sure | (confidence < crf_confidence)] = UNRELIABLE
+    labels[~sure | (confidence < crf_confidence)] = IGNORE
     return labels.astype(np.uint8)
 
 
@@ -218,7 +218,7 @@ def confident_labels(cam_scores: ScoreArray, ratio: float = 0.4, counted: BoolAr
         [[255, 1]]
     """
     winner = _winner(cam_scores, counted)
-    labels = np.full(winner.shape, UNRELIABLE, np.uint8)
+    labels = np.full(winner.shape, IGNORE, np.uint8)
     for channel in range(len(cam_scores)):
         region = winner == channel
         scores = np.sort(cam_scores[channel][region])
@@ -327,7 +327,7 @@ def _prepare(
             f"cams: expected float (C,{image.shape[0]},{image.shape[1]}) to fit the image, got {cams.dtype} "
             f"{tuple(cams.shape)}: resize the CAMs to the image"
         )
-    if present.shape != cams.shape[:1] or len(present) >= UNRELIABLE:
+    if present.shape != cams.shape[:1] or len(present) >= IGNORE:
         raise RRMError(
             f"present: expected shape ({len(cams)},) with fewer than 255 classes, got {tuple(present.shape)}"
         )
@@ -369,8 +369,8 @@ def _mine_channels(
         labels = confident_labels(scores, rule.ratio, counted)
         if rule.rule == "paper":
             agreed = _crf(image, _with_background(cams, rule.crf_exponent), rule).argmax(axis=0) == labels
-            labels = np.where(agreed, labels, UNRELIABLE).astype(np.uint8)
-    names = np.full(256, UNRELIABLE, np.uint8)
+            labels = np.where(agreed, labels, IGNORE).astype(np.uint8)
+    names = np.full(256, IGNORE, np.uint8)
     names[: len(channels)] = channels
     return names[labels]
 

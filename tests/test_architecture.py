@@ -10,6 +10,7 @@ import rrm
 PACKAGE = Path(rrm.__file__).parent
 ORDER = [
     "errors",
+    "labels",
     "recipes",
     "config",
     "provenance",
@@ -52,7 +53,7 @@ def test_every_module_has_a_place() -> None:
     names = {
         path.stem if path.is_file() else path.name
         for path in PACKAGE.iterdir()
-        if not path.name.startswith((".", "__pycache__"))
+        if path.suffix == ".py" or (path / "__init__.py").exists()
     }
     assert names == set(ORDER)
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rrm.errors import RRMError
+from rrm.labels import IGNORE
 
-IGNORE = 255
 IMAGENET_MEAN = (124, 116, 104)
 
 

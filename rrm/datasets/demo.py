@@ -31,12 +31,12 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from rrm.datasets.voc import voc_palette
 from rrm.errors import RRMError
+from rrm.labels import IGNORE
 from rrm.store import atomic_path
 
 FORMAT = 1
 STRAY_TONES, STRAY_COLOURS = 0.0, 0.5
 SPLITS = ("train", "val", "test")
-VOID = 255
 JPEG_QUALITY = 92
 SUPERSAMPLING = 3
 
@@ -219,7 +219,7 @@ def _spine(rng: np.random.Generator, length: float, width: float, centre: Array,
 def _legs(rng: np.random.Generator, spine: Stroke, heading: NDArray[Any], pairs: int, length: float) -> list[Stroke]:
     """Two-part legs on both sides of the body; each is posed by itself."""
     legs: list[Stroke] = []
-    radius = max(1.3, 0.06 * length * rng.uniform(0.8, 1.2))
+    radius = max(1.6, 0.075 * length * rng.uniform(0.8, 1.2))
     reach = length * rng.uniform(0.16, 0.28)
     for t in np.linspace(0.2, 0.8, pairs) if pairs > 1 else [rng.uniform(0.4, 0.6)]:
         k = round(float(t) * (len(heading) - 1))
@@ -255,7 +255,7 @@ def _creature(
     neck_length = length * rng.uniform(*species.neck)
     radii = (float(spine[1][-1]) * 0.7, 0.05 * length)
     neck = _tapered(spine[0][-1], end, rng.uniform(-0.5, 0.5), neck_length + 1, radii, 4)
-    radius = length * rng.uniform(0.22, 0.27)
+    radius = length * rng.uniform(0.23, 0.28)
     head = neck[0][-1] + _directions(np.array(end)) * radius * 0.8
     limbs = _limbs(rng, species, spine, heading, length)
     if rng.random() < species.antennae:
@@ -415,7 +415,7 @@ def _labels(photo: Photo) -> NDArray[np.uint8]:
     around = np.maximum.reduce([padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]])
     table = np.array([0, *(index + 1 for index in photo.classes)], np.uint8)
     labels = table[photo.owner]
-    labels[around > photo.owner] = VOID
+    labels[around > photo.owner] = IGNORE
     return labels
 
 
@@ -423,9 +423,9 @@ def _photo(rng: np.random.Generator, shape: tuple[int, int], classes: Sequence[i
     """One photo with objects of the given class indices (a later one that finds no room is left out)."""
     photo = Photo(_ground(rng, shape), np.zeros(shape, np.uint8), np.zeros(shape, np.uint8), [])
     _clutter(rng, photo, int(rng.integers(5, 15)), stems=False)
-    for _ in range(int(rng.choice(3, p=[0.7, 0.25, 0.05]))):
+    for _ in range(int(rng.choice(3, p=[0.75, 0.2, 0.05]))):
         _distractor(rng, photo)
-    length = ((0.40, 0.66), (0.34, 0.52), (0.30, 0.44))[len(classes) - 1]
+    length = ((0.46, 0.68), (0.40, 0.56), (0.34, 0.46))[len(classes) - 1]
     while not photo.classes:
         _add_object(rng, photo, classes[0], length, tries=40)
     for index in classes[1:]:
@@ -486,7 +486,7 @@ def _plan(rng: np.random.Generator, count: int, size: int) -> list[tuple[tuple[i
     for i in range(count):
         if i % len(SPECIES) == 0:
             deck = rng.permutation(len(SPECIES))
-        others = rng.integers(len(SPECIES), size=rng.choice(3, p=[0.58, 0.32, 0.10]))
+        others = rng.integers(len(SPECIES), size=rng.choice(3, p=[0.62, 0.30, 0.08]))
         shape = shapes[rng.choice(3, p=[0.4, 0.4, 0.2])]
         plan.append((shape, [int(deck[i % len(SPECIES)]), *map(int, others)]))
     return plan

@@ -34,13 +34,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rrm.errors import RRMError, RRMErrors
+from rrm.labels import IGNORE
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car",
     "cat", "chair", "cow", "diningtable", "dog", "horse", "motorbike",
     "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-IGNORE = 255
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 _PHOTO_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 _DEFAULT_LISTS: Mapping[str, str | None] = MappingProxyType({"train": "train", "val": "val", "test": None})

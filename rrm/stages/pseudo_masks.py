@@ -12,7 +12,7 @@ import numpy.typing as npt
 from rrm.crf import DenseCRF
 from rrm.datasets.loading import split_ids
 from rrm.inference import Photo, Scores, cam_scores, crf_on_present, keep_image_labels, segmentation_probabilities
-from rrm.metrics import IGNORE
+from rrm.labels import IGNORE
 from rrm.parallel import WorkerPool
 from rrm.progress import tracked
 from rrm.stages.call import Call
