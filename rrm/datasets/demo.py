@@ -35,7 +35,8 @@ from rrm.labels import IGNORE
 from rrm.store import atomic_path
 
 FORMAT = 1
-STRAY_TONES, STRAY_COLOURS = 0.0, 0.5
+STRAY_TONES, STRAY_COLOURS = 0.0, 0.3
+COAT_CONTRAST = 10.0  # grey levels; noise, texture and shading are as strong
 SPLITS = ("train", "val", "test")
 JPEG_QUALITY = 92
 SUPERSAMPLING = 3
@@ -89,8 +90,7 @@ GROUND_COLOURS = np.array(
 )  # fmt: skip
 HEAD_TONES = np.array(
     [
-        [[24, 24, 28], [246, 244, 236]], [[60, 24, 8], [252, 206, 36]], [[20, 30, 116], [120, 216, 252]],
-        [[110, 0, 24], [252, 120, 150]], [[8, 72, 40], [176, 248, 96]],
+        [24, 24, 28], [252, 212, 40], [24, 36, 132], [200, 16, 60], [184, 252, 104],
     ],
     dtype=np.float32,
 )  # fmt: skip
@@ -250,7 +250,7 @@ def _creature(
     rng: np.random.Generator, species: Species, pattern: str, length: float, centre: Array, angle: float
 ) -> Creature:
     """A creature of random pose and colours; `length` of the body in pixels, heading `angle`."""
-    spine, heading = _spine(rng, length, rng.uniform(*species.width), centre, angle)
+    spine, heading = _spine(rng, 0.8 * length, 1.25 * rng.uniform(*species.width), centre, angle)
     end = float(heading[-1]) + rng.uniform(-0.3, 0.3)
     neck_length = length * rng.uniform(*species.neck)
     radii = (float(spine[1][-1]) * 0.7, 0.05 * length)
@@ -267,7 +267,7 @@ def _creature(
     row = rng.integers(len(BODY_COLOURS)) if stray[0] else rng.choice(species.colours)
     colour = BODY_COLOURS[row] + rng.normal(0, 9, 3)
     pair = rng.integers(len(HEAD_TONES)) if stray[1] else species.tones
-    tones = HEAD_TONES[pair] + rng.normal(0, 10, (2, 3))
+    tones = np.stack([HEAD_TONES[pair] + rng.normal(0, 10, 3), colour])
     turn = end + rng.uniform(-0.5, 0.5)
     place = (float(head[0]), float(head[1]), float(radius), float(turn))
     return Creature((spine, neck), tuple(limbs), place, pattern, _float32(colour), _float32(tones))
@@ -296,7 +296,17 @@ def _body_colours(rng: np.random.Generator, shape: tuple[int, int], creature: Cr
     extent = 0.5 * float(np.ptp(creature.body[0][0], axis=0).max()) + 1
     shade = np.clip(((x - cx) * across[0] + (y - cy) * across[1]) / extent, -1.2, 1.2) * rng.uniform(6, 18)
     texture = _noise(rng, shape, shape[0] / 32) * rng.uniform(2, 6)
-    return _float32(creature.colour + (shade + texture)[..., None])
+    coat = _coat(shape, creature) * COAT_CONTRAST
+    return _float32(creature.colour + (shade + texture + coat)[..., None])
+
+
+def _coat(shape: tuple[int, int], creature: Creature) -> Array:
+    """The head's pattern once more, small and repeated all over the photo, -1..1: a faint trace of the class."""
+    cx, cy, radius, angle = creature.head
+    x, y = _grid(shape)
+    x, y = (x - cx) / (0.6 * radius), (y - cy) / (0.6 * radius)
+    u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    return _float32(np.clip(2 * _pattern(creature.pattern, (u + 1) % 2 - 1, (v + 1) % 2 - 1), -1, 1))
 
 
 def _paint_creature(rng: np.random.Generator, photo: Photo, creature: Creature) -> tuple[Array, Array]:
@@ -316,7 +326,7 @@ def _paint_creature(rng: np.random.Generator, photo: Photo, creature: Creature) 
 def _ground(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
     """Textured ground (H, W, 3): two to four regions of muted colours, now and then of a body colour."""
     scale = max(shape)
-    colours = GROUND_COLOURS[rng.permutation(len(GROUND_COLOURS))[: rng.integers(2, 5)]].copy()
+    colours = GROUND_COLOURS[rng.permutation(len(GROUND_COLOURS))[: rng.integers(1, 4)]].copy()
     if rng.random() < 0.2:
         colours[-1] = 0.75 * BODY_COLOURS[rng.integers(len(BODY_COLOURS))] + 0.25 * colours[-1]
     rgb = np.broadcast_to(colours[0], (*shape, 3)).astype(np.float32)
@@ -324,7 +334,7 @@ def _ground(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
         edge = rng.uniform(1.5, 8)
         region = 1 / (1 + np.exp(np.clip(-edge * (_noise(rng, shape, scale / 3.5) - 0.3), -30, 30)))
         rgb = rgb + region[..., None] * (colour - rgb)
-    for cell, amplitude in ((scale / 12, 8.0), (scale / 32, 8.0), (scale / 90, 6.0)):
+    for cell, amplitude in ((scale / 12, 6.0), (scale / 32, 5.0), (scale / 90, 4.0)):
         rgb = rgb + _noise(rng, shape, cell)[..., None] * amplitude * rng.uniform(0.4, 1.3)
     return rgb.astype(np.float32)
 
