@@ -112,11 +112,10 @@ _PAPER: dict[str, Any] = {
 ONE_STEP_RECIPES: dict[str, dict[str, Any]] = {"reference": _REFERENCE, "paper": _PAPER}
 """Defaults of the config section `one_step`, by `one_step.recipe`."""
 
-_DEEPLAB_V2: dict[str, Any] = {
-    "network": {"backbone": "resnet101", "options": {"batch_norm": "frozen"}},
-    "cross_entropy": "mean",
-    "loss_scales": [0.5, 0.75, 1.0],
-    "train": {
+
+def _deeplab_training(lr: float) -> dict[str, Any]:
+    """What both DeepLabs share: 20,000 iterations of batch 10 at 321 pixels."""
+    return {
         "steps": 20_000,
         "batch_size": 10,
         "crop": 321,
@@ -125,14 +124,21 @@ _DEEPLAB_V2: dict[str, Any] = {
         "flip": True,
         "optimizer": {
             "kind": "sgd",
-            "lr": 2.5e-4,
+            "lr": lr,
             "momentum": 0.9,
             "weight_decay": 5.0e-4,
             "bias_decay": False,
             "lr_factors": [1, 2, 10, 20],
             "power": 0.9,
         },
-    },
+    }
+
+
+_DEEPLAB_V2: dict[str, Any] = {
+    "network": {"backbone": "resnet101", "options": {"batch_norm": "frozen"}},
+    "cross_entropy": "mean",
+    "loss_scales": [0.5, 0.75, 1.0],
+    "train": _deeplab_training(lr=2.5e-4),
     "label": "RRM two-step ResNet-101",
 }
 
@@ -140,23 +146,7 @@ _DEEPLAB_LARGEFOV: dict[str, Any] = {
     "network": {"backbone": "vgg16", "options": {}},
     "cross_entropy": "mean",
     "loss_scales": [1.0],
-    "train": {
-        "steps": 20_000,
-        "batch_size": 10,
-        "crop": 321,
-        "scale": [0.5, 1.5],
-        "scale_per": "image",
-        "flip": True,
-        "optimizer": {
-            "kind": "sgd",
-            "lr": 1.0e-3,
-            "momentum": 0.9,
-            "weight_decay": 5.0e-4,
-            "bias_decay": False,
-            "lr_factors": [1, 2, 10, 20],
-            "power": 0.9,
-        },
-    },
+    "train": _deeplab_training(lr=1.0e-3),
     "label": "RRM two-step VGG-16",
 }
 
