@@ -15,9 +15,8 @@ line, and checks the CRC-32 of each array it reads. Reading takes no file lock a
 process, so `DataLoader` workers can share a `Store`.
 
 Compression was chosen by measurement (120 VOC photos of 500 x 375 on one core; size in MB, reading in ms a
-photo): none 65 and 0.10, LZF 54 and 1.13, gzip level 1 46 and 2.24, JPEG 11 and 1.04. Decoded photos hardly
-shrink, so they are stored as they are: the fastest to read for training. Masks and probability maps shrink
-well, so LZF is the default.
+photo): none 65 and 0.10, LZF 54 and 1.13, gzip level 1 46 and 2.24, JPEG 11 and 1.04. LZF it is: a photo's millisecond
+is small beside its augmentation, and masks and probability maps shrink well.
 """
 
 from __future__ import annotations
@@ -110,7 +109,7 @@ class StoreWriter:
         code: content hash of the code that writes (any text).
         attrs: further facts for readers, JSON-serialisable (for example `{"split": "train"}`); the attribute
             `attrs` of the writer may be changed until the block ends.
-        compression: "lzf", or None for arrays that hardly shrink, such as photos.
+        compression: "lzf", or None.
 
     Raises:
         RRMError: an id twice, an empty record, an array that HDF5 cannot hold, or a `config` that is not
