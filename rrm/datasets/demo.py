@@ -36,7 +36,7 @@ from rrm.store import atomic_path
 
 FORMAT = 1
 STRAY_TONES, STRAY_COLOURS = 0.0, 0.3
-COAT_CONTRAST = 10.0  # grey levels; noise, texture and shading are as strong
+COAT_CONTRAST = 16.0  # grey levels; shading is as strong
 SPLITS = ("train", "val", "test")
 JPEG_QUALITY = 92
 SUPERSAMPLING = 3
@@ -435,7 +435,7 @@ def _photo(rng: np.random.Generator, shape: tuple[int, int], classes: Sequence[i
     _clutter(rng, photo, int(rng.integers(5, 15)), stems=False)
     for _ in range(int(rng.choice(3, p=[0.75, 0.2, 0.05]))):
         _distractor(rng, photo)
-    length = ((0.46, 0.68), (0.40, 0.56), (0.34, 0.46))[len(classes) - 1]
+    length = ((0.34, 0.50), (0.30, 0.42), (0.26, 0.36))[len(classes) - 1]
     while not photo.classes:
         _add_object(rng, photo, classes[0], length, tries=40)
     for index in classes[1:]:
