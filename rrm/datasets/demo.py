@@ -1,8 +1,10 @@
 """A miniature of weakly supervised segmentation, made from scratch: photos of creatures in VOC 2012 layout.
 
 Each creature has a small head, patterned after its class, and a larger articulated body (limbs, tail, neck,
-antennae) in colours that classes share. A classifier therefore finds the heads, and the rest of the object
-has to be won from colour and position, as on natural photos. Nothing is made easy for one method: the ground
+antennae) in colours that classes share; its coat repeats the head's pattern faintly, as fur and feathers do. A
+classifier therefore finds the heads, and the rest of the object has to be won from colour and position, as on natural
+photos. Without that trace on the coat, class activation maps stayed on the heads and no method that starts from them got
+further (bodies were then labelled background). Nothing is made easy for one method: the ground
 has several textured regions, some of them in body colours; there is clutter, and there are creatures of no
 class (with another head, or a plain one); creatures hide one another and are hidden by stems; every photo has
 uneven light, blur, noise and JPEG artefacts.
@@ -49,9 +51,8 @@ Stroke = tuple[Array, Array]  # points (n, 2) as x, y and radii (n,), both in pi
 class Species:
     """One class: its name, its head pattern and the ranges of its build (fractions of the body length).
 
-    Builds overlap between classes, and so do colours: a class has a usual pair of head tones and four usual
-    body colours, each of these shared with another class, but a share of its creatures (`STRAY_TONES`,
-    `STRAY_COLOURS`) has any. Only the head pattern is peculiar to it.
+    Builds overlap between classes, and so do colours: a class has four usual body colours, each shared with another class,
+    and a share of its creatures (`STRAY_COLOURS`) has any. Only the head's tone and the pattern are peculiar to it.
     """
 
     name: str
