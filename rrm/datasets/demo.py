@@ -2,9 +2,9 @@
 
 Each creature has a small head, patterned after its class, and a larger articulated body (limbs, tail, neck,
 antennae) in colours that classes share; its coat repeats the head's pattern faintly, as fur and feathers do. A
-classifier therefore finds the heads, and the rest of the object has to be won from colour and position, as on natural
-photos. Without that trace on the coat, class activation maps stayed on the heads and no method that starts from them got
-further (bodies were then labelled background). Nothing is made easy for one method: the ground
+classifier therefore finds the heads, and the rest of the object has to be won from colour and position, as on
+natural photos. Without that trace, class activation maps stayed on the heads, bodies were labelled background, and
+no method that starts from such maps got further. Nothing is made easy for one method: the ground
 has several textured regions, some of them in body colours; there is clutter, and there are creatures of no
 class (with another head, or a plain one); creatures hide one another and are hidden by stems; every photo has
 uneven light, blur, noise and JPEG artefacts.
@@ -51,7 +51,7 @@ Stroke = tuple[Array, Array]  # points (n, 2) as x, y and radii (n,), both in pi
 class Species:
     """One class: its name, its head pattern and the ranges of its build (fractions of the body length).
 
-    Builds overlap between classes, and so do colours: a class has four usual body colours, each shared with another class,
+    Builds overlap between classes, and so do colours: a class has four usual body colours, each shared with another,
     and a share of its creatures (`STRAY_COLOURS`) has any. Only the head's tone and the pattern are peculiar to it.
     """
 
