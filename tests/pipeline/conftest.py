@@ -55,7 +55,8 @@ class Chain:
         """Training masks and one network trained on them."""
         masks, model = self.folder / "masks_train.h5", f"bounds/{network}"
         assert self.stage("pack-masks", masks, "--split", "train", manifest=self.manifest) == 0
-        return self.stage("bound", self.weights(model), "--model", model, photos=self.photos, masks=masks)
+        inputs = {"photos": self.photos, "masks": masks, "start": self.seed / "classifier.pth"}
+        return self.stage("bound", self.weights(model), "--model", model, **inputs)
 
     def score(self, model: str) -> Path:
         """Predict and evaluate on val; gives the store of confusion matrices."""
