@@ -124,6 +124,24 @@ class Plan:
         return self.layout.weights(wildcards.seed, wildcards.model)
 
     @property
+    def intermediates(self) -> list[Path]:
+        """All files between the data and the confusion matrices, as inputs of the tables.
+
+        Snakemake makes a missing intermediate again only for a job that has to run. Without this, a training that was
+        stopped while it was done anew (its old weights are then gone) would leave what was predicted from the old ones.
+        """
+        layout, config = self.layout, self.config
+        trained = [name for name in models(config) if name != "cam"]
+        paths = [*self.manifest, layout.photos, *map(layout.masks, self.splits)]
+        paths += [layout.masks("train")] if config.bounds else []
+        for seed in config.seeds:
+            paths += [layout.classifier(seed)] if config.classifier.enabled else []
+            paths += [layout.pseudo_masks(seed)] if config.step_two else []
+            paths += [layout.weights(seed, name) for name in trained]
+            paths += [layout.prediction(seed, name, split) for name in models(config) for split in self.splits]
+        return paths
+
+    @property
     def confusions(self) -> dict[str, Path]:
         """The inputs of the tables: confusion matrices by `seed:model:split`, of all of them."""
         return {

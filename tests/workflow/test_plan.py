@@ -115,3 +115,16 @@ def test_code_replans_the_stages_that_import_it(module: str, expected: set[str],
     path = finished.root / "rrm" / module
     path.write_text(path.read_text() + "\n_CHANGED = True\n")
     assert finished.planned() == expected
+
+
+def test_a_stage_stopped_while_done_anew_leaves_nothing_stale(finished: Project, everything: set[str]) -> None:
+    gone = "demo/seed0/bounds/full/weights.pth"
+    assert gone in everything
+    config = small_config()
+    config["bounds"]["full"]["train"]["steps"] += 1
+    finished.configure(config)
+    assert finished.snakemake("--cleanup-metadata", f"results/{gone}").returncode == 0
+    finished.root.joinpath("results", gone).unlink()  # as Snakemake does, and forgets it, when the job starts
+    planned = finished.planned()
+    assert gone in planned
+    assert {output for output in planned if "bounds/full" in output} == {o for o in everything if "bounds/full" in o}

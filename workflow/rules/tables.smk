@@ -3,6 +3,7 @@
 
 rule table5:
     input:
+        PLAN.intermediates,
         **PLAN.confusions,
     output:
         table=report(LAYOUT.table5, caption="../report/table5.rst", category="Tables"),
