@@ -3,8 +3,9 @@
 Each creature has a small head, patterned after its class, and a larger articulated body (limbs, tail, neck,
 antennae) in colours that classes share; its coat repeats the head's pattern faintly, as fur and feathers do. A
 classifier therefore finds the heads, and the rest of the object has to be won from colour and position, as on
-natural photos. Without that trace, class activation maps stayed on the heads, bodies were labelled background, and
-no method that starts from such maps got further. Nothing is made easy for one method: the ground
+natural photos. In earlier versions, without that trace and with larger creatures, class activation maps stayed on the
+heads, bodies were labelled background, and one-step training got no further than the maps. Nothing is
+made easy for one method: the ground
 has several textured regions, some of them in body colours; there is clutter, and there are creatures of no
 class (with another head, or a plain one); creatures hide one another and are hidden by stems; every photo has
 uneven light, blur, noise and JPEG artefacts.
