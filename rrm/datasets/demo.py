@@ -38,7 +38,7 @@ from rrm.labels import IGNORE
 from rrm.store import atomic_path
 
 FORMAT = 1
-STRAY_TONES, STRAY_COLOURS = 0.0, 0.3
+STRAY_COLOURS = 0.3  # share of creatures whose body has any colour
 COAT_CONTRAST = 16.0  # grey levels; shading is as strong
 SPLITS = ("train", "val", "test")
 JPEG_QUALITY = 92
@@ -265,11 +265,10 @@ def _creature(
             root = head + _directions(np.array(end + side * 0.6)) * radius * 0.8
             bend = side * rng.uniform(-0.2, 1.4)
             limbs.append(_tapered(root, end + side * 0.35, bend, length * rng.uniform(0.2, 0.4), (1.1, 0.8), 5))
-    stray = rng.random(2) < (STRAY_COLOURS, STRAY_TONES)
-    row = rng.integers(len(BODY_COLOURS)) if stray[0] else rng.choice(species.colours)
+    stray, _ = rng.random(2) < STRAY_COLOURS  # the second draw keeps all later ones, and so the photos, as they are
+    row = rng.integers(len(BODY_COLOURS)) if stray else rng.choice(species.colours)
     colour = BODY_COLOURS[row] + rng.normal(0, 9, 3)
-    pair = rng.integers(len(HEAD_TONES)) if stray[1] else species.tones
-    tones = np.stack([HEAD_TONES[pair] + rng.normal(0, 10, 3), colour])
+    tones = np.stack([HEAD_TONES[species.tones] + rng.normal(0, 10, 3), colour])
     turn = end + rng.uniform(-0.5, 0.5)
     place = (float(head[0]), float(head[1]), float(radius), float(turn))
     return Creature((spine, neck), tuple(limbs), place, pattern, _float32(colour), _float32(tones))

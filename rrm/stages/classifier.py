@@ -16,4 +16,4 @@ def run(call: Call) -> None:
     if options["classifier"]["freeze_backbone"]:
         network.freeze_backbone()
     task = ClassificationTask(network, options["classifier"]["loss"])
-    train(call, "rrm", task, options["network"], options["classifier"]["train"])
+    train(call, photos, "rrm", task, options["network"], options["classifier"]["train"])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from rrm.crf import DenseCRF
+from rrm.networks import load_weights
 from rrm.regions import RegionMiner
 from rrm.stages.call import Call
-from rrm.stages.train import new_network, start_from, train
+from rrm.stages.train import new_network, train
 from rrm.store import Store
 from rrm.tasks import OneStepTask
 
@@ -16,8 +17,8 @@ def run(call: Call) -> None:
     photos = Store(call.input("photos"), "photos")
     network = new_network("rrm", photos, options["network"], call.options["seed"])
     if "start" in call.inputs:
-        start_from(network, call.input("start"))
+        load_weights(network, call.input("start"))
     mining = {**options["mining"], "crf": DenseCRF(**options["mining"]["crf"])}
     with RegionMiner(**mining, workers=call.runtime["crf_workers"]) as miner:
         task = OneStepTask(network, miner, options["cam"], options["losses"], options["energy"])
-        train(call, "rrm", task, options["network"], options["train"])
+        train(call, photos, "rrm", task, options["network"], options["train"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from rrm.networks import load_weights
 from rrm.stages.call import Call
-from rrm.stages.train import new_network, start_from, train
+from rrm.stages.train import new_network, train
 from rrm.store import Store
 from rrm.tasks import SegmentationTask
 
@@ -14,9 +15,9 @@ def train_segmentation(call: Call, masks: Store) -> None:
     photos = Store(call.input("photos"), "photos")
     network = new_network("segmentation", photos, options["network"], call.options["seed"])
     if options["warm_start"]:
-        start_from(network, call.input("start"))
+        load_weights(network, call.input("start"))
     task = SegmentationTask(network, options["cross_entropy"], options["loss_scales"], options["energy"])
-    train(call, "segmentation", task, options["network"], options["train"], masks)
+    train(call, photos, "segmentation", task, options["network"], options["train"], masks)
 
 
 def run(call: Call) -> None:

@@ -39,13 +39,9 @@ def new_network(kind: str, photos: Store, options: Mapping[str, Any], seed: int)
     return network
 
 
-def start_from(network: Any, path: Path) -> None:
-    """Take over the weights of a file of ours: all whose name and shape fit."""
-    load_weights(network, path)
-
-
 def train(
     call: Call,
+    photos: Store,
     kind: str,
     task: Task,
     network_options: Mapping[str, Any],
@@ -55,14 +51,14 @@ def train(
     """Run the loop for a stage and write its final weights and its history.
 
     Args:
-        call: the stage's call; `photos` is among its inputs.
+        call: the stage's call.
+        photos: packed photos.
         kind: `"rrm"` or `"segmentation"`, of the network.
         task: network and losses.
         network_options: config section `network`.
         loop: config section `train`.
         masks: store of labels, where the task needs them.
     """
-    photos = Store(call.input("photos"), "photos")
     identity = call.identity()
     run = Run(call.output.with_suffix(".checkpoints"), identity)
     options = _loop_options(call, loop)
