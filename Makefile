@@ -64,7 +64,8 @@ clean: ## remove caches and build products; results and .venv stay
 	find . -name __pycache__ -type d -not -path './.venv/*' -not -path './.git/*' -prune -exec rm -rf {} +
 
 # The stamp holds the digest of the lock files it was made from, so that a git checkout alone installs nothing.
-# pydensecrf2 is compiled on this machine; its build tools are pinned too (PIP_CONSTRAINT).
+# pydensecrf2 is compiled on this machine, with pinned and hashed tools: they are installed first and used without isolation
+# (pip refuses the unpinned build requirements of a source package once a constraint brings hashes).
 $(STAMP): $(LOCKS)
 	@digest=$$(cat $(LOCKS) | sha256sum); \
 	if [ "$$(cat $@ 2>/dev/null)" = "$$digest" ]; then touch $@; exit 0; fi; \
@@ -76,6 +77,7 @@ $(STAMP): $(LOCKS)
 	  command -v c++ g++ clang++ >/dev/null || { echo 'make: expected a C++ compiler (pydensecrf2 is compiled), got none: install g++' >&2; exit 1; }; \
 	  echo "make: setting up $(VENV) with $$python"; "$$python" -m venv $(VENV); \
 	fi; \
-	PIP_CONSTRAINT=requirements-build.txt $(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements-dev.txt; \
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements-build.txt; \
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes --no-build-isolation -r requirements-dev.txt; \
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .; \
 	echo "$$digest" > $@
