@@ -80,6 +80,16 @@ def resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
+def rescale(images: torch.Tensor, scale: float) -> torch.Tensor:
+    """Resize (N,C,H,W) to floor(H * scale) rows and floor(W * scale) columns, at least one of each.
+
+    Example:
+        >>> rescale(torch.ones(1, 3, 5, 4), 0.5).shape
+        torch.Size([1, 3, 2, 2])
+    """
+    return resize(images, (max(1, int(images.shape[2] * scale)), max(1, int(images.shape[3] * scale))))
+
+
 def normalize_cam(cam: Array, present: Array | None = None, eps: float = 1e-5) -> Array:
     """Divide each class by its maximum plus `eps` (Eq. 3); negative values and absent classes become zero.
 
@@ -164,8 +174,7 @@ def _scale_cam(
 ) -> torch.Tensor:
     if scale == 1.0:
         return F.relu(forward_cam(images) if base_cam is None else base_cam)
-    size = (max(1, int(images.shape[2] * scale)), max(1, int(images.shape[3] * scale)))
-    return F.relu(forward_cam(resize(images, size)))
+    return F.relu(forward_cam(rescale(images, scale)))
 
 
 def _check_scales(scales: Sequence[float], average: str) -> None:

@@ -187,15 +187,32 @@ class Network(Section):
     start: str = Field("random", description="what the table's column 'start_weights' says")
 
 
+class LinearFit(Section):
+    """Logistic regression on the frozen backbone's features of whole photos (`rrm.logistic`)."""
+
+    scales: Scales = Field([0.75, 1.0, 1.25], description="scales of the photos")
+    flip: bool = Field(True, description="the mirrored photos too")
+    weight_decay: NotNegative = Field(1e-3, description="factor of the sum of squared weights")
+    iterations: Count = Field(300, description="L-BFGS iterations at most")
+
+
 class Classifier(Section):
     """Warm start of the classification branch (the authors start from such a classifier)."""
 
     enabled: bool = Field(True, description="false: one-step training starts from network.weights")
-    freeze_backbone: bool = Field(False, description="true: train the classification head only")
     loss: Literal["multilabel-soft-margin", "softmax"] = Field(
         "multilabel-soft-margin", description="classification loss"
     )
-    train: Training = Field(description="loop")
+    linear: LinearFit | None = Field(
+        None, description="fit the branch alone, on the frozen backbone of network.weights; null: train the network"
+    )
+    train: Training | None = Field(None, description="loop that trains the whole network; null where linear is given")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Classifier:
+        if (self.linear is None) == (self.train is None):
+            raise ValueError("expected one of linear and train, got both or none: set the other to null")
+        return self
 
 
 class OneStep(Section):
@@ -281,16 +298,20 @@ class Config(Section):
     pseudo_masks: PseudoMasks
     step_two: dict[LabelledName, StepTwo] = Field({}, description="networks retrained on the pseudo masks")
     bounds: dict[LabelledName, StepTwo] = Field({}, description="networks trained on the training masks: upper bounds")
-    cam_row: bool = Field(True, description="a row for the bare CAM, with the image-level labels given")
+    cam_rows: list[Literal["predicted", "given"]] = Field(
+        ["predicted", "given"],
+        description="rows of the bare CAM: image labels predicted by the classification branch (as all other rows have"
+        " it), or given",
+    )
     evaluation: Evaluation
     runtime: Runtime = Field(Runtime())
 
-    @field_validator("seeds")
+    @field_validator("seeds", "cam_rows")
     @classmethod
-    def _distinct(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) != len(seeds):
-            raise ValueError(f"expected distinct seeds, got {seeds}")
-        return seeds
+    def _distinct(cls, values: list[Any]) -> list[Any]:
+        if len(set(values)) != len(values):
+            raise ValueError(f"expected distinct values, got {values}")
+        return values
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

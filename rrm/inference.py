@@ -64,6 +64,18 @@ def segmentation_probabilities(network: Any, image: Photo, views: Mapping[str, A
 
 
 @torch.inference_mode()
+def predicted_labels(network: Any, image: Photo, device: str = "cpu") -> npt.NDArray[np.uint8]:
+    """Image-level labels of one photo by the classification branch: scores above 0, at least the highest.
+
+    Returns:
+        (num_classes,) uint8, 1 = present.
+    """
+    logits = network.forward_classification(network.normalize(as_batch(image, device))).class_logits[0]
+    scores = logits.float().cpu().numpy()
+    return np.asarray((scores > 0) | (scores == scores.max()), np.uint8)
+
+
+@torch.inference_mode()
 def cam_scores(
     network: Any,
     image: Photo,

@@ -50,7 +50,7 @@ STAGES: Mapping[str, Stage] = {
 
 def models(config: Config) -> list[str]:
     """Names of all models with rows in the tables, in table order."""
-    cam = ["cam"] if config.cam_row else []
+    cam = [f"cam/{labels}" for labels in config.cam_rows]
     return [*cam, "one_step", *(f"step_two/{k}" for k in config.step_two), *(f"bounds/{k}" for k in config.bounds)]
 
 
@@ -88,7 +88,8 @@ def stage_options(config: Config, stage: str, *, seed: int = 0, model: str = "",
         config: the validated configuration.
         stage: a key of `STAGES`.
         seed: for stages with a seed.
-        model: `"cam"`, `"one_step"`, `"step_two/<name>"` or `"bounds/<name>"`, for stages with a model.
+        model: `"cam/predicted"`, `"cam/given"`, `"one_step"`, `"step_two/<name>"` or `"bounds/<name>"`, for stages
+            with a model.
         split: `"train"`, `"val"` or `"test"`, for stages with a split.
 
     Returns:
@@ -121,9 +122,10 @@ def _plain(section: Section) -> dict[str, Any]:
 
 
 def _prediction_options(config: Config, model: str, split: str) -> dict[str, Any]:
-    if model == "cam":
-        exponent = config.pseudo_masks.cam_exponent
-        return {"cam": _plain(config.one_step.cam), "exponent": exponent, "split": split}
+    group, _, image_labels = model.partition("/")
+    if group == "cam":
+        cam = {**_plain(config.one_step.cam), "exponent": config.pseudo_masks.cam_exponent}
+        return {"cam": cam, "image_labels": image_labels, "split": split}
     return {"views": _plain(config.evaluation.views), "split": split}
 
 
@@ -167,8 +169,8 @@ class Layout:
         return self.seed(seed) / "classifier.pth"
 
     def weights(self, seed: int | str, model: str) -> Path:
-        """Final weights of a model; the CAM row uses the one-step network's."""
-        return self.seed(seed) / ("one_step" if model == "cam" else model) / "weights.pth"
+        """Final weights of a model; the CAM rows use the one-step network's."""
+        return self.seed(seed) / ("one_step" if model.startswith("cam/") else model) / "weights.pth"
 
     def pseudo_masks(self, seed: int | str) -> Path:
         """Store of the pseudo masks."""

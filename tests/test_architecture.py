@@ -29,6 +29,7 @@ ORDER = [
     "training",
     "tasks",
     "inference",
+    "logistic",
     "metrics",
     "reported",
     "tables",

@@ -131,13 +131,12 @@ class Plan:
         stopped while it was done anew (its old weights are then gone) would leave what was predicted from the old ones.
         """
         layout, config = self.layout, self.config
-        trained = [name for name in models(config) if name != "cam"]
         paths = [*self.manifest, layout.photos, *map(layout.masks, self.splits)]
         paths += [layout.masks("train")] if config.bounds else []
         for seed in config.seeds:
             paths += [layout.classifier(seed)] if config.classifier.enabled else []
             paths += [layout.pseudo_masks(seed)] if config.step_two else []
-            paths += [layout.weights(seed, name) for name in trained]
+            paths += dict.fromkeys(layout.weights(seed, name) for name in models(config))
             paths += [layout.prediction(seed, name, split) for name in models(config) for split in self.splits]
         return paths
 

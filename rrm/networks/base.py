@@ -188,10 +188,6 @@ class Network(nn.Module):
         self.backbone.freeze_first(self.backbone.frozen_stages)
         self.train(self.training)
 
-    def freeze_backbone(self) -> None:
-        """Train the heads only: no gradients in the backbone, its batch norm frozen."""
-        self.backbone.freeze_first(len(self.backbone.stages()))
-
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters that require gradients, each once, for optimisers with a learning rate per group.
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rrm.datasets.loading import split_ids
-from rrm.inference import cam_scores, for_storage, segmentation_probabilities
+from rrm.inference import cam_scores, for_storage, predicted_labels, segmentation_probabilities
 from rrm.progress import tracked
 from rrm.stages.call import Call
 from rrm.stages.trained import load_trained
@@ -21,18 +21,16 @@ Predict = Callable[[str], npt.NDArray[np.float32]]
 
 def _predictor(call: Call, photos: Store, network: Any, device: str) -> Predict:
     options = call.options
-    if "cam" in options:
-        cam, exponent = options["cam"], options["exponent"]
-        return lambda name: cam_scores(
-            network,
-            photos.read(name, "image"),
-            photos.read(name, "present"),
-            cam["scales"],
-            cam["average"],
-            exponent,
-            device,
-        )
-    return lambda name: segmentation_probabilities(network, photos.read(name, "image"), options["views"], device)
+    if "cam" not in options:
+        return lambda name: segmentation_probabilities(network, photos.read(name, "image"), options["views"], device)
+
+    def cam_of(name: str) -> npt.NDArray[np.float32]:
+        cam, image = options["cam"], photos.read(name, "image")
+        given = options["image_labels"] == "given"
+        present = photos.read(name, "present") if given else predicted_labels(network, image, device)
+        return cam_scores(network, image, present, cam["scales"], cam["average"], cam["exponent"], device)
+
+    return cam_of
 
 
 def run(call: Call) -> None:

@@ -48,14 +48,16 @@ def _facts(config: Config, section: OneStep | StepTwo) -> dict[str, str]:
 
 def describe(config: Config, model: str) -> Row:
     """Text columns of a model's row."""
-    if model in ("one_step", "cam"):
+    group, _, image_labels = model.partition("/")
+    if group in ("one_step", "cam"):
         facts = _facts(config, config.one_step) | {"supervision": "L", "end_to_end": "yes", "method": "RRM one-step"}
-        if model == "cam":
-            facts |= {"method": "CAM of RRM's classification branch", "image_labels_at_test": "yes"}
+        if group == "cam":
+            given = "yes" if image_labels == "given" else "no"
+            facts |= {"method": "CAM of RRM's classification branch", "image_labels_at_test": given}
         return Row(model, facts)
     section = network_section(config, model)
     facts = _facts(config, section) | {"method": section.label}
-    if model.startswith("bounds/"):
+    if group == "bounds":
         return Row(model, facts | {"supervision": "F", "end_to_end": "-", "citation": "-"})
     return Row(model, facts | {"supervision": "L", "end_to_end": "no"})
 

@@ -27,14 +27,14 @@ def test_shipped_configurations_are_valid(path: str, tmp_path: Path) -> None:
     over = tmp_path / "paths.yaml"
     over.write_text(yaml.safe_dump(VOC if path != "config.yaml" else {"seeds": [1]}))
     config = load(ROOT / path, over)
-    assert models(config)[:2] == ["cam", "one_step"]
+    assert models(config)[:3] == ["cam/predicted", "cam/given", "one_step"]
 
 
 def test_every_mistake_is_reported_at_once(raw: dict[str, Any]) -> None:
     raw["one_step"]["mining"]["ratio"] = 1.5
     raw["one_step"]["colour"] = "red"
     raw["step_two"]["mobilenet_v2"]["train"]["steps"] = "many"
-    raw["classifier"]["train"]["optimizer"]["lr"] = "1e-3x"
+    raw["bounds"]["mobilenet_v2"]["train"]["optimizer"] = {"lr": "1e-3x"}
     del raw["evaluation"]
     with pytest.raises(RRMErrors) as error:
         resolve(raw)
@@ -43,9 +43,18 @@ def test_every_mistake_is_reported_at_once(raw: dict[str, Any]) -> None:
         "one_step.mining.ratio",
         "one_step.colour",
         "step_two.mobilenet_v2.train.steps",
-        "classifier.train.optimizer.lr",
+        "bounds.mobilenet_v2.train.optimizer.lr",
         "evaluation",
     }
+
+
+@pytest.mark.parametrize("change", [{"linear": None}, {"train": {"steps": 1, "batch_size": 1, "crop": 16}}])
+def test_a_classifier_is_fitted_or_trained(raw: dict[str, Any], change: dict[str, Any]) -> None:
+    for section in change.values():
+        if section:
+            section["optimizer"] = {"lr": 0.1, "weight_decay": 0}
+    with pytest.raises(RRMErrors, match="expected one of linear and train, got both or none"):
+        resolve(merge(raw, {"classifier": change}))
 
 
 def test_voc_needs_a_root(raw: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from rrm.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = [str(ROOT / "config.yaml"), str(ROOT / "tests" / "tiny.yaml")]
-MODELS = ("cam", "one_step", "step_two/vgg16", "step_two/resnet101", "bounds/resnet38")
+MODELS = ("cam/predicted", "cam/given", "one_step", "step_two/vgg16", "step_two/resnet101", "bounds/resnet38")
 
 
 class Chain:
@@ -61,7 +61,7 @@ class Chain:
     def score(self, model: str) -> Path:
         """Predict and evaluate on val; gives the store of confusion matrices."""
         probabilities, confusion = (self.seed / model / f"{kind}_val.h5" for kind in ("probabilities", "confusion"))
-        weights = self.weights("one_step" if model == "cam" else model)
+        weights = self.weights("one_step" if model.startswith("cam/") else model)
         assert (
             self.stage("predict", probabilities, "--model", model, "--split", "val", photos=self.photos, model=weights)
             == 0

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from rrm.config import PseudoMasks
-from rrm.inference import keep_image_labels, labels_at
+from rrm.inference import keep_image_labels, labels_at, predicted_labels
+from rrm.networks import RRMNet
 from rrm.stages.pseudo_masks import MaskMaker, Scored, one_hot
 
 
@@ -53,3 +55,14 @@ def test_one_hot_and_labels() -> None:
 def test_labels_that_are_absent_vanish_even_where_they_win() -> None:
     kept = keep_image_labels(np.array([[[0.0]], [[0.0]], [[1.0]]], np.float32), np.array([1, 0], np.uint8))
     assert np.isfinite(kept).all() and kept[2].max() == 0
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"), [([2.0, -1.0, 0.5], [1, 0, 1]), ([-3.0, -1.0, -2.0], [0, 1, 0])], ids=["above 0", "highest"]
+)
+def test_predicted_labels_are_the_scores_above_zero_or_the_highest(scores: list[float], expected: list[int]) -> None:
+    network = RRMNet(3, width=1 / 16, units=(1, 1, 1, 1), classifier_bias=True, batch_norm="train").eval()
+    with torch.no_grad():
+        network.fc8.weight.zero_()
+        network.fc8.bias.copy_(torch.tensor(scores))  # type: ignore[union-attr]
+    assert predicted_labels(network, np.zeros((16, 16, 3), np.uint8)).tolist() == expected

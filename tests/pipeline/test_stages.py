@@ -39,7 +39,8 @@ def test_table_holds_reported_rows_and_recomputable_cells(finished: Chain, tmp_p
     reported, measured = table[table.source == "reported"], table[table.source == "measured"]
     assert len(reported) == 19 and reported.citation.notna().all()
     assert set(reported.dataset) == {"VOC 2012"} and reported.val_without_crf.isna().all()
-    assert list(measured.supervision) == ["L", "L", "L", "L", "F"]
+    assert list(measured.supervision) == ["L", "L", "L", "L", "L", "F"]
+    assert list(measured.image_labels_at_test) == ["no", "yes", "no", "no", "no", "no"]
     for model, (_, row) in zip(MODELS, measured.iterrows(), strict=True):
         store = Store(finished.seed / model / "confusion_val.h5", "confusion")
         for kind, column in (("crf", "val"), ("plain", "val_without_crf")):
@@ -79,6 +80,17 @@ def test_killed_training_goes_on_to_the_same_weights(finished: Chain, tmp_path: 
     assert again.returncode == 0, again.stderr
     expected, got = read_weights(finished.weights("one_step")), read_weights(out)
     assert all((expected["weights"][name] == tensor).all() for name, tensor in got["weights"].items())
+
+
+def test_a_fitted_classifier_is_reproducible_and_leaves_the_backbone(finished: Chain, tmp_path: Path) -> None:
+    over = tmp_path / "linear.yaml"
+    over.write_text("classifier: {linear: {scales: [1.0], weight_decay: 1.0e-1}, train: null}\n")
+    paths = [tmp_path / name for name in ("a.pth", "b.pth")]
+    for path in paths:
+        assert finished.stage("classifier", path, "--config", *CONFIG, str(over), photos=finished.photos) == 0
+    first, second = (read_weights(path)["weights"] for path in paths)
+    assert all((tensor == second[name]).all() for name, tensor in first.items())
+    assert first["fc8.weight"].any() and not first["backbone.bn7.running_mean"].any()
 
 
 def test_missing_and_wrong_inputs_are_one_line(

@@ -15,7 +15,7 @@ DATA = {
     "demo/photos.h5",
     *(f"demo/masks_{split}.h5" for split in ("train", "val", "test")),
 }
-MODELS = ("cam", "one_step", "step_two/plain", "step_two/warm", "bounds/full")
+MODELS = ("cam/predicted", "cam/given", "one_step", "step_two/plain", "step_two/warm", "bounds/full")
 STEP_TWO = ("step_two/plain", "step_two/warm")
 
 
@@ -62,7 +62,7 @@ CHANGES = [
     ({"bounds.full.train.steps": 77}, weights("bounds/full") | scored("bounds/full") | TABLE),
     (
         {"one_step.mining.ratio": 0.77},
-        weights("one_step", *STEP_TWO) | masks() | scored("cam", "one_step", *STEP_TWO) | TABLE,
+        weights("one_step", *STEP_TWO) | masks() | scored("cam/predicted", "cam/given", "one_step", *STEP_TWO) | TABLE,
     ),
     ({"classifier.train.steps": 77}, run_of(0) | TABLE),
     ({"step_two.plain.label": "other", "one_step.network.start": "other"}, TABLE),

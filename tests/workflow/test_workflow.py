@@ -27,7 +27,7 @@ def test_mistakes_are_named_all_at_once_before_any_job(clone: Project) -> None:
 
 
 def test_config_files_of_the_command_line_stand_for_themselves(clone: Project) -> None:
-    other = small_config() | {"cam_row": False}
+    other = small_config() | {"cam_rows": []}
     other["dataset"] = other["dataset"] | {"name": "other"}
     del other["step_two"], other["bounds"], other["seeds"]
     Project(clone.root / "workflow").configure(other)

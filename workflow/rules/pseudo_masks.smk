@@ -11,6 +11,7 @@ rule pseudo_masks:
         PLAN.log("seed{seed}", "pseudo_masks"),
     benchmark:
         PLAN.cost("seed{seed}", "pseudo_masks")
+    priority: 1
     conda:
         "../envs/rrm.yml"
     threads: PLAN.threads("pseudo-masks")

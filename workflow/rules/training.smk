@@ -1,5 +1,6 @@
 # All networks are trained by one loop; resume checkpoints lie beside the weights and are not declared here, for
-# Snakemake deletes declared outputs of a job that failed.
+# Snakemake deletes declared outputs of a job that failed. The chain from the classifier to step two comes before the bounds
+# (priority): nothing waits for those but their own predictions.
 
 
 rule classifier:
@@ -11,6 +12,7 @@ rule classifier:
         PLAN.log("seed{seed}", "classifier"),
     benchmark:
         PLAN.cost("seed{seed}", "classifier")
+    priority: 1
     conda:
         "../envs/rrm.yml"
     threads: PLAN.threads("classifier")
@@ -36,6 +38,7 @@ rule one_step:
         PLAN.log("seed{seed}", "one_step"),
     benchmark:
         PLAN.cost("seed{seed}", "one_step")
+    priority: 1
     conda:
         "../envs/rrm.yml"
     threads: PLAN.threads("one-step")
@@ -64,6 +67,7 @@ rule step_two:
         PLAN.cost("seed{seed}", "{model}")
     wildcard_constraints:
         model=PLAN.pattern("step_two/"),
+    priority: 1
     conda:
         "../envs/rrm.yml"
     threads: PLAN.threads("step-two")
