@@ -4,24 +4,31 @@ The unary term is -log(clip(p, 1e-5, 1)); the two pairwise terms are Potts model
 on the position, one on position and colour, each normalised symmetrically:
 
     E(x) = sum_i -log p_i(x_i) + sum_ij [x_i != x_j] (w_g k_g(i, j) + w_b k_b(i, j))
+    Q <- softmax(log p + w_g K_g Q + w_b K_b Q), from Q = softmax(log p)
+
+On the CPU the kernels are compiled lattices (`rrm.gaussian.lattice_cpu`), on a GPU `GaussianFilter`s.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from functools import lru_cache
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from rrm.errors import RRMError
+from rrm.gaussian import GaussianFilter, has_compiled_lattice, position_colour_features, position_features
+from rrm.parallel import map_in_threads
 
 Array = TypeVar("Array", npt.NDArray[Any], torch.Tensor)
 FloatArray = npt.NDArray[np.float32]
 
 PROBABILITY_FLOOR = 1e-5
-_BACKENDS = ("pydensecrf",)
+_BACKENDS = ("auto", "lattice", "exact", "pydensecrf")
 _LARGEST_COORDINATE = 8000.0  # lattice keys of pydensecrf are 16-bit
 
 _PRESETS: dict[str, dict[str, float]] = {
@@ -38,48 +45,46 @@ _PRESETS: dict[str, dict[str, float]] = {
 }
 
 
-def to_numpy(array: npt.NDArray[Any] | torch.Tensor, name: str) -> npt.NDArray[Any]:
-    """Give `array` as NumPy with its dtype kept (bfloat16 becomes float32); NumPy and (detached) torch are
-    taken, nothing else.
+def to_tensor(array: npt.NDArray[Any] | torch.Tensor, name: str) -> torch.Tensor:
+    """Give a NumPy array or a tensor as a detached tensor on its device, memory shared where possible.
 
     Example:
-        >>> to_numpy(torch.ones(2), "scores")
-        array([1., 1.], dtype=float32)
+        >>> to_tensor(np.ones(2, np.float32), "scores")
+        tensor([1., 1.])
     """
     if isinstance(array, torch.Tensor):
-        plain = array.detach().cpu()
-        return plain.float().numpy() if plain.dtype == torch.bfloat16 else plain.numpy()
+        return array.detach()
     if isinstance(array, np.ndarray):
-        return array
+        return torch.from_numpy(np.require(array, requirements=("C", "W")))
     raise RRMError(f"{name}: expected a NumPy array or a torch tensor, got {type(array).__name__}: convert it first")
 
 
-def like(result: npt.NDArray[Any], template: Array) -> Array:
+def like(result: torch.Tensor, template: Array) -> Array:
     """Give `result` in the kind (and on the device) of `template`.
 
     Example:
-        >>> like(np.zeros(2), torch.ones(1))
-        tensor([0., 0.], dtype=torch.float64)
+        >>> like(torch.zeros(2), np.ones(1))
+        array([0., 0.], dtype=float32)
     """
     if isinstance(template, torch.Tensor):
-        return torch.from_numpy(result).to(template.device)
-    return result
+        return result.to(template.device)
+    return result.cpu().numpy()
 
 
-def check_photo(image: npt.NDArray[Any], name: str = "image") -> None:
+def check_photo(image: torch.Tensor, name: str = "image") -> None:
     """Refuse anything but a non-empty (H,W,3) uint8 array.
 
     Raises:
         RRMError: wrong shape or dtype.
 
     Example:
-        >>> check_photo(np.zeros((4, 5, 3), np.uint8))
+        >>> check_photo(torch.zeros(4, 5, 3, dtype=torch.uint8))
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+    if image.ndim != 3 or image.shape[2] != 3 or image.numel() == 0:
         raise RRMError(
             f"{name}: expected shape (H,W,3) with H, W >= 1, got {tuple(image.shape)}: pass RGB, channels last"
         )
-    if image.dtype != np.uint8:
+    if image.dtype != torch.uint8:
         raise RRMError(f"{name}: expected uint8 (0..255), got {image.dtype}: convert with round() and astype(uint8)")
 
 
@@ -94,7 +99,12 @@ class DenseCRF:
         bilateral_sigma_rgb: colour standard deviation of the colour kernel, levels of 0..255, > 0.
         bilateral_weight: Potts weight of the colour kernel, >= 0 (0 leaves it out).
         iterations: mean-field steps, >= 0 (0 gives the normalised probabilities).
-        backend: "pydensecrf", or "auto", which means the same in this release.
+        backend: "lattice" (the permutohedral lattice, equal to pydensecrf's up to rounding), "exact" (all pairs of
+            pixels; slow), "pydensecrf" (the C++ package, if installed; CPU, one thread) or "auto", the lattice.
+        temperature: divides the unary energy, > 0; above 1 the photo counts for more. Probabilities are never raised to
+            a power, so nothing underflows.
+        tolerance: stops once no probability changes by more in an iteration; 0 makes them all. A whole batch on a GPU
+            stops together. Not with "pydensecrf".
 
     Raises:
         RRMError: a parameter or an input is out of range; the message names it.
@@ -116,17 +126,21 @@ class DenseCRF:
     bilateral_weight: float = 10
     iterations: int = 10
     backend: str = "auto"
+    temperature: float = 1
+    tolerance: float = 0
 
     def __post_init__(self) -> None:
-        for name in ("gaussian_sigma", "bilateral_sigma_xy", "bilateral_sigma_rgb"):
+        for name in ("gaussian_sigma", "bilateral_sigma_xy", "bilateral_sigma_rgb", "temperature"):
             _check_number(name, getattr(self, name), positive=True)
-        for name in ("gaussian_weight", "bilateral_weight"):
+        for name in ("gaussian_weight", "bilateral_weight", "tolerance"):
             _check_number(name, getattr(self, name), positive=False)
         if int(self.iterations) != self.iterations or self.iterations < 0:
             raise RRMError(f"DenseCRF iterations: expected an integer >= 0, got {self.iterations!r}: use 10")
-        if self.backend not in ("auto", *_BACKENDS):
+        if self.backend not in _BACKENDS:
+            raise RRMError(f"DenseCRF backend: expected one of {', '.join(_BACKENDS)}, got {self.backend!r}: use auto")
+        if self.backend == "pydensecrf" and self.tolerance > 0:
             raise RRMError(
-                f"DenseCRF backend: expected one of auto, {', '.join(_BACKENDS)}, got {self.backend!r}: use auto"
+                f"DenseCRF tolerance: expected 0 with backend 'pydensecrf', got {self.tolerance!r}: use 'lattice'"
             )
 
     @classmethod
@@ -165,73 +179,186 @@ class DenseCRF:
         _check_number("scaled factor", factor, positive=True)
         return replace(self, bilateral_sigma_xy=self.bilateral_sigma_xy * factor)
 
-    def __call__(self, image: Array, probs: Array) -> Array:
+    @overload
+    def __call__(self, image: Array, probs: Array) -> Array: ...
+
+    @overload
+    def __call__(self, image: Sequence[Array] | Array, probs: Sequence[Array]) -> list[Array]: ...
+
+    def __call__(self, image: Any, probs: Any) -> Any:
         """Run mean field.
 
         Args:
-            image: (H,W,3) uint8 RGB, or a batch (N,H,W,3); NumPy or torch.
-            probs: (K,H,W) float, or (N,K,H,W); class probabilities in 0..1, clipped to 1e-5..1. They need not
-                sum to one: a factor common to all classes of a pixel changes nothing.
+            image: (H,W,3) uint8 RGB, or a batch: (N,H,W,3), or a list of photos of any sizes. NumPy or torch.
+            probs: (K,H,W) float, class probabilities in 0..1, clipped to 1e-5..1. They need not sum to one: a factor
+                common to all classes of a pixel changes nothing. (R,K,H,W) are R CRFs of one photo, which share its
+                lattice. A batch has one more dimension, or is a list with any number of classes an item.
 
         Returns:
-            q: the shape and kind of `probs`, float32, sums to one over K. With K = 1 it is one everywhere.
+            q: the shape and kind of `probs`, float32, sums to one over K. With K = 1 it is one everywhere. Torch
+            probabilities on a GPU are worked on there.
 
         Raises:
-            RRMError: shape, dtype or value of an input is wrong.
+            RRMError: shape, dtype or value of an input is wrong, or the backend is not installed.
+
+        Example:
+            >>> photos = [np.zeros((4, 6, 3), np.uint8), np.zeros((3, 5, 3), np.uint8)]
+            >>> scores = [np.full((2, 4, 6), 0.5, np.float32), np.full((2, 3, 3, 5), 0.3, np.float32)]
+            >>> [q.shape for q in DenseCRF(iterations=2)(photos, scores)]
+            [(2, 4, 6), (2, 3, 3, 5)]
         """
-        photo, scores = to_numpy(image, "image"), to_numpy(probs, "probs")
-        if scores.ndim == 4 and photo.ndim == 4:
-            if len(photo) != len(scores):
-                raise RRMError(f"DenseCRF batch: expected as many images as probs, got {len(photo)} and {len(scores)}")
-            result = np.zeros(scores.shape, np.float32)
-            for item in range(len(scores)):
-                result[item] = self._single(photo[item], scores[item])
-            return like(result, probs)
-        return like(self._single(photo, scores), probs)
+        if isinstance(probs, (list, tuple)):
+            return [like(q, p) for q, p in zip(self._run(image, probs), probs, strict=True)]
+        if _dimensions(image, "image") == 4 and _dimensions(probs, "probs") in (4, 5):
+            results = self._run(image, probs)
+            return like(torch.stack(results) if results else torch.zeros(probs.shape), probs)
+        return like(self._run([image], [probs])[0], probs)
 
-    def _single(self, image: npt.NDArray[Any], probs: npt.NDArray[Any]) -> FloatArray:
-        check_photo(image)
-        _check_probabilities(probs, image.shape[:2])
-        self._check_range(image)
-        if len(probs) == 1:
-            return np.ones(probs.shape, np.float32)
-        return self._mean_field(image, unary_energy(probs))
+    def _run(self, images: Any, probs: Any) -> list[torch.Tensor]:
+        if len(images) != len(probs):
+            raise RRMError(f"DenseCRF batch: expected as many images as probs, got {len(images)} and {len(probs)}")
+        items = [self._item(image, each) for image, each in zip(images, probs, strict=True)]
+        return [q.view(each.shape) for q, each in zip(self._solve(items), probs, strict=True)]
 
-    def _check_range(self, image: npt.NDArray[Any]) -> None:
-        smallest_xy = min(self.gaussian_sigma, self.bilateral_sigma_xy)
-        reach = max(max(image.shape[:2]) / smallest_xy, 255.0 / self.bilateral_sigma_rgb)
-        if reach > _LARGEST_COORDINATE:
-            raise RRMError(
-                f"DenseCRF: expected coordinates of at most {_LARGEST_COORDINATE:.0f} standard deviations, "
-                f"got {reach:.0f} for an image of {image.shape[0]}x{image.shape[1]}: use larger sigmas"
-            )
+    def _item(self, image: Any, probs: Any) -> _Item:
+        photo, scores = to_tensor(image, "image"), to_tensor(probs, "probs")
+        check_photo(photo)
+        _check_probabilities(scores, tuple(photo.shape[:2]))
+        stacked = scores if scores.ndim == 4 else scores[None]
+        return _Item(photo.to(scores.device), unary_energy(stacked.float()) / -self.temperature)
 
-    def _mean_field(self, image: npt.NDArray[Any], unary: FloatArray) -> FloatArray:
-        import pydensecrf.densecrf
-
-        classes, height, width = unary.shape
-        model = pydensecrf.densecrf.DenseCRF2D(width, height, classes)
-        model.setUnaryEnergy(unary.reshape(classes, -1))
-        if self.gaussian_weight > 0:
-            model.addPairwiseGaussian(sxy=self.gaussian_sigma, compat=self.gaussian_weight)
-        if self.bilateral_weight > 0:
-            model.addPairwiseBilateral(
-                sxy=self.bilateral_sigma_xy,
-                srgb=self.bilateral_sigma_rgb,
-                rgbim=np.require(image, requirements=("C", "W")),
-                compat=self.bilateral_weight,
-            )
-        return np.array(model.inference(self.iterations), np.float32).reshape(unary.shape)
+    def _solve(self, items: list[_Item]) -> list[torch.Tensor]:
+        """Probabilities (R,K,H,W) of each item."""
+        if self.backend == "pydensecrf":
+            return [_pydensecrf(self, item) for item in items]
+        compiled = has_compiled_lattice() and self.backend != "exact"
+        on_cpu = [compiled and item.logits.device.type == "cpu" for item in items]
+        here = iter(_compiled(self, [item for item, cpu in zip(items, on_cpu, strict=True) if cpu]))
+        there = iter(_in_groups(self, [item for item, cpu in zip(items, on_cpu, strict=True) if not cpu]))
+        return [next(here) if cpu else next(there) for cpu in on_cpu]
 
 
-def unary_energy(probs: npt.NDArray[Any]) -> FloatArray:
-    """Give -log(clip(probs, 1e-5, 1)) as C-contiguous float32, the shape of `probs`.
+@dataclass(frozen=True)
+class _Item:
+    """One photo (H,W,3) and the negative unary energies (R,K,H,W) of its CRFs."""
+
+    image: torch.Tensor
+    logits: torch.Tensor
+
+
+def _compiled(crf: DenseCRF, items: list[_Item]) -> list[torch.Tensor]:
+    """Compiled lattices, one photo a thread; threads share a photo that is alone."""
+    from rrm.gaussian.lattice_cpu import thread_plan
+
+    outer, inner = thread_plan(len(items))
+    return map_in_threads(lambda item: _compiled_item(crf, item, inner), items, outer)
+
+
+def _compiled_item(crf: DenseCRF, item: _Item, threads: int) -> torch.Tensor:
+    from rrm.gaussian.lattice_cpu import PointLattice, lane_count, mean_field
+
+    models, classes, height, width = item.logits.shape
+    lattices, factors = [], []
+    if crf.gaussian_weight > 0:
+        lattices.append(_position_lattice(height, width, crf.gaussian_sigma))
+        factors.append(crf.gaussian_weight)
+    if crf.bilateral_weight > 0:
+        colour = position_colour_features(
+            item.image.permute(2, 0, 1)[None], crf.bilateral_sigma_xy, crf.bilateral_sigma_rgb
+        )
+        lattices.append(PointLattice(colour[0].numpy(), threads, normalize=True))
+        factors.append(crf.bilateral_weight)
+    lanes = lane_count(classes)
+    logits = torch.full((height * width, models, lanes), -torch.inf)
+    logits[:, :, :classes] = item.logits.reshape(models, classes, -1).permute(2, 0, 1)
+    rows = logits.reshape(height * width, models * lanes).numpy()
+    q = mean_field(lattices, factors, rows, lanes, crf.iterations, crf.tolerance, threads)
+    wanted = torch.from_numpy(q).view(logits.shape)[:, :, :classes]
+    return wanted.permute(1, 2, 0).reshape(item.logits.shape).contiguous()
+
+
+@lru_cache(maxsize=8)
+def _position_lattice(height: int, width: int, sigma: float) -> Any:
+    from rrm.gaussian.lattice_cpu import PointLattice
+
+    return PointLattice(position_features(height, width, sigma)[0].numpy(), torch.get_num_threads(), normalize=True)
+
+
+def _in_groups(crf: DenseCRF, items: list[_Item]) -> list[torch.Tensor]:
+    """Photos of one size and device together, on that device; fewer classes than others have are filled up."""
+    groups: dict[Any, list[int]] = {}
+    for position, item in enumerate(items):
+        groups.setdefault((item.image.shape, len(item.logits), item.logits.device), []).append(position)
+    results: dict[int, torch.Tensor] = {}
+    for positions in groups.values():
+        most = max(items[position].logits.shape[1] for position in positions)
+        logits = torch.stack([_filled_up(items[position].logits, most) for position in positions])
+        q = _mean_field(crf, torch.stack([items[position].image for position in positions]), logits)
+        results |= {position: q[row, :, : items[position].logits.shape[1]] for row, position in enumerate(positions)}
+    return [results[position] for position in range(len(items))]
+
+
+def _filled_up(logits: torch.Tensor, classes: int) -> torch.Tensor:
+    filling = torch.full_like(logits[:, :1], -torch.inf).expand(-1, classes - logits.shape[1], -1, -1)
+    return torch.cat([logits, filling], dim=1)
+
+
+def _mean_field(crf: DenseCRF, images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Mean field of a batch on its device; images (N,H,W,3), logits and result (N,R,K,H,W)."""
+    batch, models, classes, height, width = logits.shape
+    position = position_features(height, width, crf.gaussian_sigma, images.device).expand(batch, -1, -1)
+    photos = images.permute(0, 3, 1, 2)
+    colour = position_colour_features(photos, crf.bilateral_sigma_xy, crf.bilateral_sigma_rgb)
+    terms = [
+        (GaussianFilter(features, crf.backend, normalization="symmetric"), weight)
+        for features, weight in ((position, crf.gaussian_weight), (colour, crf.bilateral_weight))
+        if weight > 0
+    ]
+    unary = logits.reshape(batch, models, classes, -1).permute(0, 3, 1, 2)
+    q = unary.softmax(dim=3)
+    for _ in range(crf.iterations if terms else 0):
+        before = q
+        brought = sum(weight * kernel.apply(q.flatten(2)) for kernel, weight in terms)
+        q = (unary + torch.as_tensor(brought).view(q.shape)).softmax(dim=3)
+        if crf.tolerance > 0 and bool((q - before).abs().max() < crf.tolerance):
+            break
+    return q.permute(0, 2, 3, 1).reshape(logits.shape)
+
+
+def _pydensecrf(crf: DenseCRF, item: _Item) -> torch.Tensor:
+    try:
+        import pydensecrf.densecrf as package
+    except ImportError:
+        raise RRMError(
+            "DenseCRF backend: expected pydensecrf to be installed, it is not: pip install pydensecrf2, or use backend "
+            "'lattice', which gives the same"
+        ) from None
+    _, classes, height, width = item.logits.shape
+    _check_short_keys(crf, height, width)
+    if classes == 1:
+        return torch.ones_like(item.logits)
+    results = []
+    for logits in item.logits.cpu():
+        model = package.DenseCRF2D(width, height, classes)
+        model.setUnaryEnergy((-logits).reshape(classes, -1).numpy())
+        if crf.gaussian_weight > 0:
+            model.addPairwiseGaussian(sxy=crf.gaussian_sigma, compat=crf.gaussian_weight)
+        if crf.bilateral_weight > 0:
+            photo = np.require(item.image.cpu().numpy(), requirements=("C", "W"))
+            sigmas = {"sxy": crf.bilateral_sigma_xy, "srgb": crf.bilateral_sigma_rgb}
+            model.addPairwiseBilateral(**sigmas, rgbim=photo, compat=crf.bilateral_weight)
+        results.append(torch.from_numpy(np.array(model.inference(crf.iterations), np.float32)))
+    return torch.stack(results).view(item.logits.shape).to(item.logits.device)
+
+
+def unary_energy(probs: torch.Tensor) -> torch.Tensor:
+    """Give -log(clip(probs, 1e-5, 1)), the shape and dtype of `probs`.
 
     Example:
-        >>> float(unary_energy(np.ones((1, 1, 1)))[0, 0, 0])
+        >>> unary_energy(torch.ones(1)).item()
         -0.0
     """
-    return np.ascontiguousarray(-np.log(np.clip(probs, PROBABILITY_FLOOR, 1.0)), dtype=np.float32)
+    return -probs.clamp(PROBABILITY_FLOOR, 1.0).log()
 
 
 def _check_number(name: str, value: Any, positive: bool) -> None:
@@ -242,13 +369,26 @@ def _check_number(name: str, value: Any, positive: bool) -> None:
         )
 
 
-def _check_probabilities(probs: npt.NDArray[Any], size: tuple[int, ...]) -> None:
-    if probs.ndim != 3 or len(probs) == 0 or probs.shape[1:] != size:
+def _dimensions(array: Any, name: str) -> int:
+    return to_tensor(array, name).ndim
+
+
+def _check_short_keys(crf: DenseCRF, height: int, width: int) -> None:
+    reach = max(max(height, width) / min(crf.gaussian_sigma, crf.bilateral_sigma_xy), 255.0 / crf.bilateral_sigma_rgb)
+    if reach > _LARGEST_COORDINATE:
         raise RRMError(
-            f"probs: expected shape (K,{size[0]},{size[1]}) with K >= 1 to fit the image, got "
-            f"{tuple(probs.shape)}: resize them to the image; a batch needs (N,H,W,3) and (N,K,H,W)"
+            f"DenseCRF: expected coordinates of at most {_LARGEST_COORDINATE:.0f} standard deviations with backend "
+            f"'pydensecrf', got {reach:.0f} for an image of {height}x{width}: use larger sigmas or backend 'lattice'"
         )
-    if not np.issubdtype(probs.dtype, np.floating):
+
+
+def _check_probabilities(probs: torch.Tensor, size: tuple[int, ...]) -> None:
+    if probs.ndim not in (3, 4) or 0 in probs.shape or tuple(probs.shape[-2:]) != size:
+        raise RRMError(
+            f"probs: expected shape (K,{size[0]},{size[1]}) with K >= 1 to fit the image, or (R,K,...) for R CRFs, "
+            f"got {tuple(probs.shape)}: resize them to the image; a batch needs (N,H,W,3) and (N,K,H,W)"
+        )
+    if not probs.is_floating_point():
         raise RRMError(f"probs: expected a floating dtype, got {probs.dtype}: pass probabilities in 0..1")
-    if not np.isfinite(probs).all():
+    if not bool(torch.isfinite(probs).all()):
         raise RRMError("probs: expected finite numbers, got NaN or infinity: look at what made them")

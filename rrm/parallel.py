@@ -12,8 +12,8 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Self, TypeVar
@@ -22,6 +22,8 @@ import torch
 
 from rrm.errors import RRMError
 
+_THREADS: dict[int, ThreadPoolExecutor] = {}
+_RANGES = 2  # for each thread
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -45,6 +47,73 @@ def prepare_process(threads: int) -> None:
             libc.mallopt(_M_MMAP_MAX, 0)
             libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
             libc.mallopt(_M_TOP_PAD, 64 << 20)
+
+
+def run_ranges(work: Callable[[int, int], Result], size: int, threads: int) -> list[Result]:
+    """Call `work(start, stop)` on ranges that cover 0..size, in several threads.
+
+    The caller's thread and helpers take range after range. A helper that gets no processor on a busy machine takes
+    none, so nobody waits for it.
+
+    Args:
+        work: releases Python's lock, and touches nothing that another range does.
+        size: >= 0.
+        threads: 1 or less works in the caller's thread, on a single range.
+
+    Returns:
+        Results in the order of the ranges.
+
+    Example:
+        >>> run_ranges(lambda start, stop: (start, stop), 8, 2)
+        [(0, 2), (2, 4), (4, 6), (6, 8)]
+    """
+    if threads <= 1:
+        return [work(0, size)]
+    if threads not in _THREADS:
+        _THREADS[threads] = ThreadPoolExecutor(threads - 1, thread_name_prefix="rrm-range")
+    parts = min(size, _RANGES * threads)
+    edges = [size * part // parts for part in range(parts + 1)]
+    results: dict[int, Result] = {}
+    numbers = iter(range(parts))
+
+    def take() -> None:
+        for part in numbers:  # one step of a range's iterator is atomic
+            results[part] = work(edges[part], edges[part + 1])
+
+    helpers = [_THREADS[threads].submit(take) for _ in range(threads - 1)]
+    try:
+        take()
+    finally:
+        running = [helper for helper in helpers if not helper.cancel()]
+        wait(running)
+    for helper in running:
+        helper.result()
+    return [results[part] for part in range(parts)]
+
+
+def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item], threads: int) -> list[Result]:
+    """Apply a function that releases Python's lock to items, in several threads.
+
+    Args:
+        function: may use `run_ranges`.
+        items: any number.
+        threads: 1 or less works in the caller's thread.
+
+    Returns:
+        Results in the order of the items.
+
+    Example:
+        >>> map_in_threads(abs, [-1, 2], 2)
+        [1, 2]
+    """
+    if threads <= 1 or len(items) <= 1:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(threads, thread_name_prefix="rrm-item") as pool:
+        return list(pool.map(function, items))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_THREADS.clear)  # a forked process has none of these threads
 
 
 def _prepare_worker() -> None:

@@ -4,31 +4,22 @@
     I_cam   = arg max P where max P > alpha, else 255                         Eq. 6
     I_final = I_cam where I_cam = I_crf, else 255                             Eq. 7
 
-Three rules share the code: "paper" is Eq. 5-7, "cam" is Eq. 6 alone, "reference" is what the authors' code
-does.
+Three rules share the code: "paper" is Eq. 5-7, "cam" is Eq. 6 alone, "reference" is what the authors' code does. Whole
+batches are worked on, on the device of the CAMs; on the CPU the CRFs of several images run at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
 from rrm.cam import PRESENCE_THRESHOLD, background_score
-from rrm.crf import Array, DenseCRF, check_photo, like, to_numpy
+from rrm.crf import Array, DenseCRF, check_photo, like, to_tensor
 from rrm.errors import RRMError
 from rrm.labels import IGNORE
-from rrm.parallel import WorkerPool
-
-LabelArray = npt.NDArray[np.uint8]
-ScoreArray = npt.NDArray[np.float32]
-BoolArray = npt.NDArray[np.bool_]
 
 _RULES = ("reference", "paper", "cam")
 _PADDING = ("label", "ignore")
@@ -37,7 +28,7 @@ _DEFAULT_CAM_EXPONENT = {"reference": 32.0, "paper": 4.0, "cam": 4.0}
 
 @dataclass(frozen=True)
 class RegionRule:
-    """How pixels are chosen; every argument of `mine_regions` that is not an array.
+    """How pixels are chosen: every argument of `mine_regions` that is not an array.
 
     Args:
         rule: "reference", "paper" or "cam"; see `mine_regions`.
@@ -99,6 +90,62 @@ class RegionRule:
         """The CAM label's exponent, with the rule's default filled in."""
         return _DEFAULT_CAM_EXPONENT[self.rule] if self.cam_exponent is None else self.cam_exponent
 
+    def mine(
+        self, images: torch.Tensor, cams: torch.Tensor, present: torch.Tensor, valid: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Label the reliable pixels of a batch, on the device of the CAMs.
+
+        Args:
+            images: (N,H,W,3) uint8 RGB.
+            cams: (N,C,H,W) float in 0..1.
+            present: (N,C) bool or number.
+            valid: (N,H,W) bool or None.
+
+        Returns:
+            (N,H,W) uint8 labels, as `mine_regions`.
+
+        Raises:
+            RRMError: an input is wrong; the message names it.
+        """
+        _check_batch(images, cams, present, valid)
+        if len(cams) == 0:
+            return torch.zeros(0, *cams.shape[2:], dtype=torch.uint8, device=cams.device)
+        channels = _present_channels(cams.float(), present.to(cams.device))
+        _check_scores(channels.cams)
+        counted = valid.to(cams.device) if valid is not None and self.padding == "ignore" else None
+        labels = self._label(images.to(cams.device), channels, counted)
+        names = F.pad(channels.names, (0, IGNORE + 1 - channels.names.shape[1]), value=IGNORE)
+        return torch.gather(names, 1, labels.flatten(1)).view(labels.shape).byte()
+
+    def _label(self, images: torch.Tensor, channels: _Channels, counted: torch.Tensor | None) -> torch.Tensor:
+        """Channel of each reliable pixel, (N,H,W), 255 elsewhere."""
+        scores = _with_background(channels.cams, self.resolved_cam_exponent)
+        if self.rule == "cam":
+            return confident_labels(scores, self.ratio, counted)
+        for_crf = _with_background(channels.cams, self.crf_exponent)
+        if self.rule == "paper":
+            (q,) = self._crf(images, [for_crf], channels.counts)
+            labels = confident_labels(scores, self.ratio, counted)
+            return torch.where(q.argmax(dim=1) == labels, labels, IGNORE)
+        q, q_background = self._crf(images, [for_crf, scores], channels.counts)
+        thresholds = (self.score_threshold, self.background_threshold, self.crf_confidence)
+        return reliable_labels(scores, q, q_background, self.ratio, *thresholds, counted)
+
+    def _crf(self, images: torch.Tensor, scores: list[torch.Tensor], counts: list[int]) -> list[torch.Tensor]:
+        """CRF results of several scores (N,K,H,W); those of one image share its lattice."""
+        crf = (self.crf if self.crf is not None else DenseCRF.preset("psa")).scaled(self.crf_scale)
+        size = (images.shape[1], images.shape[2])
+        if self.crf_scale != 1:
+            smaller = (max(1, round(size[0] * self.crf_scale)), max(1, round(size[1] * self.crf_scale)))
+            photos = _resized(images.permute(0, 3, 1, 2).float(), smaller).round().clamp(0, 255)
+            images, scores = photos.byte().permute(0, 2, 3, 1), [_resized(each, smaller) for each in scores]
+        together = torch.stack(scores, dim=1)
+        items = [item[:, : count + 1] for item, count in zip(together, counts, strict=True)]
+        results = torch.zeros_like(together)
+        for result, q in zip(results, crf(list(images), items), strict=True):
+            result[:, : q.shape[1]] = q
+        return [each if self.crf_scale == 1 else _resized(each, size) for each in results.unbind(dim=1)]
+
 
 def mine_regions(
     image: Array,
@@ -109,7 +156,7 @@ def mine_regions(
     valid: Array | None = None,
     **options: Any,
 ) -> Array:
-    """Label the reliable pixels of one image.
+    """Label the reliable pixels of an image, or of each image of a batch.
 
     Rules:
         "reference" (the authors' code). CAM label: arg max with background exponent 32. A foreground pixel is
@@ -126,16 +173,16 @@ def mine_regions(
         "cam" (Eq. 6). As "paper" without the CRF; the row CAM of the paper's Table 2.
 
     Args:
-        image: (H,W,3) uint8 RGB; NumPy or torch, as the others.
-        cams: (C,H,W) float in 0..1, already divided by the maximum of each class.
-        present: (C,) bool or number; a class is labelled in this image where the value is above 1e-5.
+        image: (H,W,3) uint8 RGB, or (N,H,W,3); NumPy or torch, as the others.
+        cams: (C,H,W) or (N,C,H,W) float in 0..1, already divided by the maximum of each class.
+        present: (C,) or (N,C) bool or number; a class is labelled in this image where the value is above 1e-5.
         rule: "reference", "paper" or "cam".
         ratio: share of each class's pixels that is kept, in (0, 1].
-        valid: (H,W) bool, False marks padding; None means no padding. Matters with `padding="ignore"` only.
+        valid: (H,W) or (N,H,W) bool, False marks padding; None means no padding. Matters with `padding="ignore"` only.
         options: the other arguments of `RegionRule`.
 
     Returns:
-        (H,W) uint8 labels: 0 background, 1..C class index + 1, 255 not reliable. An image without labels, or
+        (H,W) or (N,H,W) uint8 labels: 0 background, 1..C class index + 1, 255 not reliable. An image without labels, or
         with all-zero CAMs, is background.
 
     Raises:
@@ -145,278 +192,165 @@ def mine_regions(
         Zhang et al., Reliability Does Matter, AAAI 2020.
 
     Example:
-        >>> image = np.zeros((2, 4, 3), np.uint8)
-        >>> cams = np.array([[[0.0, 0.0, 0.6, 0.9]] * 2], np.float32)
-        >>> mine_regions(image, cams, np.array([True]), rule="cam", ratio=0.5).tolist()
+        >>> image = torch.zeros(2, 4, 3, dtype=torch.uint8)
+        >>> cams = torch.tensor([[[0.0, 0.0, 0.6, 0.9]] * 2])
+        >>> mine_regions(image, cams, torch.tensor([True]), rule="cam", ratio=0.5).tolist()
         [[0, 0, 255, 1], [0, 0, 255, 1]]
     """
     how = RegionRule(rule=rule, ratio=ratio, **options)
-    mask = None if valid is None else to_numpy(valid, "valid")
-    labels = _mine(to_numpy(image, "image"), to_numpy(cams, "cams"), to_numpy(present, "present"), mask, how)
-    return like(labels, cams)
+    given = [image, cams, present] if valid is None else [image, cams, present, valid]
+    tensors = [to_tensor(each, name) for each, name in zip(given, ("image", "cams", "present", "valid"), strict=False)]
+    if tensors[1].ndim == 4:
+        return like(how.mine(*tensors), cams)
+    return like(how.mine(*(each[None] for each in tensors))[0], cams)
 
 
 def reliable_labels(
-    cam_scores: ScoreArray,
-    q: ScoreArray,
-    q_background: ScoreArray,
+    cam_scores: torch.Tensor,
+    q: torch.Tensor,
+    q_background: torch.Tensor,
     ratio: float = 0.4,
     score_threshold: float = 0.1,
     background_threshold: float = 0.8,
     crf_confidence: float = 0.8,
-    counted: BoolArray | None = None,
-) -> LabelArray:
+    counted: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Join CAM scores and two CRF results as the authors' code does (the "reference" rule).
 
     Args:
-        cam_scores: (K,H,W), background first; background with the large exponent.
-        q: (K,H,W) CRF result of the small exponent; gives the foreground labels.
-        q_background: (K,H,W) CRF result of the large exponent; gives the background labels.
+        cam_scores: (N,K,H,W), background first; background with the large exponent.
+        q: (N,K,H,W) CRF result of the small exponent; gives the foreground labels.
+        q_background: (N,K,H,W) CRF result of the large exponent; gives the background labels.
         ratio: share of a class's sure pixels among those it wins above `score_threshold`, in (0, 1].
         score_threshold: lowest score of a foreground candidate.
         background_threshold: background is sure above this score.
         crf_confidence: lowest CRF probability of a labelled pixel.
-        counted: (H,W) bool, pixels that may be sure; None means all.
+        counted: (N,H,W) bool, pixels that may be sure; None means all.
 
     Returns:
-        (H,W) uint8: index into the K channels, 255 where not reliable.
+        (N,H,W) int64: index into the K channels, 255 where not reliable.
 
     Example:
-        >>> scores = np.array([[[0.9, 0.0]], [[0.1, 1.0]]], np.float32)
+        >>> scores = torch.tensor([[[[0.9, 0.0]], [[0.1, 1.0]]]])
         >>> reliable_labels(scores, scores, scores, ratio=1.0).tolist()
-        [[0, 255]]
+        [[[0, 255]]]
     """
-    winner = _winner(cam_scores, counted)
-    crf_label = q.argmax(axis=0)
-    sure = np.zeros(winner.shape, dtype=bool)
-    for channel in np.unique(crf_label):
-        region = winner == channel
-        if channel == 0:
-            sure |= region & (cam_scores[0] > background_threshold)
-        else:
-            sure |= _top_share(cam_scores[channel], region, ratio, score_threshold)
-    labels = np.where(crf_label == 0, IGNORE, crf_label)
-    labels[q_background.argmax(axis=0) == 0] = 0
-    confidence = np.maximum(q_background[0], q[1:].max(axis=0, initial=0))
+    regions = _regions(cam_scores, counted)
+    crf_label = q.argmax(dim=1)
+    shown = F.one_hot(crf_label, q.shape[1]).amax(dim=(1, 2)).bool()
+    lowest, found = _lowest_kept(cam_scores, regions & (cam_scores > score_threshold), ratio)
+    lowest[:, 0], found[:, 0] = background_threshold, True
+    above = cam_scores > lowest[:, :, None, None]
+    sure = (regions & above & (shown & found)[:, :, None, None]).any(dim=1)
+    labels = torch.where(crf_label == 0, IGNORE, crf_label)
+    labels[q_background.argmax(dim=1) == 0] = 0
+    confidence = torch.cat([q_background[:, :1], q[:, 1:]], dim=1).amax(dim=1)
     labels[~sure | (confidence < crf_confidence)] = IGNORE
-    return labels.astype(np.uint8)
-
-
-def confident_labels(cam_scores: ScoreArray, ratio: float = 0.4, counted: BoolArray | None = None) -> LabelArray:
-    """Arg max of the scores where it is above the alpha of its class (Eq. 6).
-
-    Args:
-        cam_scores: (K,H,W), background first.
-        ratio: least share of the pixels won by a class that stays, in (0, 1].
-        counted: (H,W) bool, pixels that may be labelled; None means all.
-
-    Returns:
-        (H,W) uint8: index into the K channels, 255 where the score is not above alpha.
-
-    Example:
-        >>> confident_labels(np.array([[[0.1, 0.2]], [[0.8, 0.9]]], np.float32), ratio=0.5).tolist()
-        [[255, 1]]
-    """
-    winner = _winner(cam_scores, counted)
-    labels = np.full(winner.shape, IGNORE, np.uint8)
-    for channel in range(len(cam_scores)):
-        region = winner == channel
-        scores = np.sort(cam_scores[channel][region])
-        if len(scores):
-            weakest_kept = scores[min(_first_kept(len(scores), ratio), len(scores) - 1)]
-            labels[region & (cam_scores[channel] >= weakest_kept)] = channel
     return labels
 
 
-class RegionMiner:
-    """`mine_regions` for batches, on several processes if wanted; the result does not depend on their number.
-
-    pydensecrf holds Python's lock, so threads would gain nothing. The processes (`rrm.parallel.WorkerPool`)
-    start with the first batch, use one thread each and end with `close` or the `with` block. A script that
-    uses them needs the usual `if __name__ == "__main__":`.
+def confident_labels(cam_scores: torch.Tensor, ratio: float = 0.4, counted: torch.Tensor | None = None) -> torch.Tensor:
+    """Arg max of the scores where it is above the alpha of its class (Eq. 6).
 
     Args:
-        workers: processes, >= 0; 0 works in the caller's.
-        options: arguments of `RegionRule` (`rule`, `ratio`, ...).
+        cam_scores: (N,K,H,W), background first.
+        ratio: least share of the pixels won by a class that stays, in (0, 1].
+        counted: (N,H,W) bool, pixels that may be labelled; None means all.
 
-    Raises:
-        RRMError: an option is wrong, or a process died.
+    Returns:
+        (N,H,W) int64: index into the K channels, 255 where the score is not above alpha.
 
     Example:
-        >>> with RegionMiner(rule="cam", workers=0) as miner:
-        ...     images, cams = np.zeros((1, 2, 2, 3), np.uint8), np.zeros((1, 3, 2, 2), np.float32)
-        ...     labels = miner.mine(images, cams, np.ones((1, 3), bool))
-        >>> labels.tolist()
-        [[[0, 0], [0, 0]]]
+        >>> confident_labels(torch.tensor([[[[0.1, 0.2]], [[0.8, 0.9]]]]), ratio=0.5).tolist()
+        [[[255, 1]]]
+    """
+    regions = _regions(cam_scores, counted)
+    lowest, _ = _lowest_kept(cam_scores, regions, ratio)
+    kept = regions & (cam_scores >= lowest[:, :, None, None])
+    return torch.where(kept.any(dim=1), kept.byte().argmax(dim=1), IGNORE)
+
+
+class _Channels(NamedTuple):
+    """CAMs of the classes of each image, the others left out.
+
+    `cams` is (N,K,H,W), `names` (N,K+1) the labels of background and classes, `counts` the classes of each image; with
+    fewer than K classes the rest is filled with zero CAMs.
     """
 
-    def __init__(self, *, workers: int = 0, **options: Any) -> None:
-        self.rule = RegionRule(**options)
-        self._pool = WorkerPool(workers)
-
-    def mine(self, images: Array, cams: Array, present: Array, valid: Array | None = None) -> Array:
-        """Label the reliable pixels of a batch.
-
-        Args:
-            images: (N,H,W,3) uint8 RGB; NumPy or torch.
-            cams: (N,C,H,W) float in 0..1.
-            present: (N,C) bool or number.
-            valid: (N,H,W) bool or None.
-
-        Returns:
-            (N,H,W) uint8 labels, as `mine_regions`.
-
-        Raises:
-            RRMError: batch sizes differ, an item is wrong, or a process died.
-        """
-        results = list(self._pool.map(_mine_task, self._tasks(images, cams, present, valid)))
-        shape = (0, *cams.shape[2:])
-        return like(np.stack(results) if results else np.zeros(shape, np.uint8), cams)
-
-    def close(self) -> None:
-        """End the processes; a later `mine` starts new ones."""
-        self._pool.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _tasks(self, images: Array, cams: Array, present: Array, valid: Array | None) -> Iterator[tuple[Any, ...]]:
-        photos, scores, labels = (
-            to_numpy(images, "images"),
-            to_numpy(cams, "cams"),
-            to_numpy(present, "present"),
-        )
-        masks = None if valid is None else to_numpy(valid, "valid")
-        counts = [len(each) for each in (photos, scores, labels) if each.ndim] + ([] if masks is None else [len(masks)])
-        if len(set(counts)) != 1:
-            raise RRMError(
-                f"RegionMiner: expected one batch size, got {counts} (images, cams, present, valid): pass a "
-                "batch of each"
-            )
-        for item in range(len(photos)):
-            mask = None if masks is None else masks[item]
-            yield _prepare(photos[item], scores[item], labels[item], mask, self.rule)
+    cams: torch.Tensor
+    names: torch.Tensor
+    counts: list[int]
 
 
-def _mine(
-    image: npt.NDArray[Any],
-    cams: npt.NDArray[Any],
-    present: npt.NDArray[Any],
-    valid: npt.NDArray[Any] | None,
-    rule: RegionRule,
-) -> LabelArray:
-    return _mine_channels(*_prepare(image, cams, present, valid, rule))
+def _present_channels(cams: torch.Tensor, present: torch.Tensor) -> _Channels:
+    wanted = present > PRESENCE_THRESHOLD
+    counts = wanted.sum(dim=1).tolist()
+    order = torch.argsort(~wanted, dim=1, stable=True)[:, : max(counts, default=0)]
+    chosen = torch.gather(cams, 1, order[:, :, None, None].expand(-1, -1, *cams.shape[2:]))
+    chosen = chosen * torch.gather(wanted, 1, order)[:, :, None, None]
+    return _Channels(chosen, F.pad(order + 1, (1, 0)), counts)
 
 
-def _prepare(
-    image: npt.NDArray[Any],
-    cams: npt.NDArray[Any],
-    present: npt.NDArray[Any],
-    valid: npt.NDArray[Any] | None,
-    rule: RegionRule,
-) -> tuple[npt.NDArray[np.uint8], ScoreArray, LabelArray, BoolArray | None, RegionRule]:
-    """Check one image's inputs and keep the channels of its classes only: all that a worker needs."""
-    check_photo(image)
-    if cams.ndim != 3 or cams.shape[1:] != image.shape[:2] or not np.issubdtype(cams.dtype, np.floating):
+def _with_background(cams: torch.Tensor, exponent: float) -> torch.Tensor:
+    return torch.cat([background_score(cams, exponent)[:, None], cams], dim=1)
+
+
+def _regions(cam_scores: torch.Tensor, counted: torch.Tensor | None) -> torch.Tensor:
+    """Which pixels each channel wins, (N,K,H,W) bool."""
+    channels = torch.arange(cam_scores.shape[1], device=cam_scores.device)[:, None, None]
+    won = cam_scores.argmax(dim=1)[:, None] == channels
+    return won if counted is None else won & counted[:, None]
+
+
+def _lowest_kept(scores: torch.Tensor, chosen: torch.Tensor, ratio: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Score where the top `ratio` of the chosen pixels of each channel begins, (N,K), and whether there are any.
+
+    1e-9 undoes the rounding of 1 - ratio.
+    """
+    values, mask = scores.flatten(2), chosen.flatten(2)
+    counts = mask.sum(dim=2)
+    positions = (counts.double() * (1 - ratio) + 1e-9).long().minimum(counts - 1).clamp(min=0)
+    if values.device.type == "cpu":  # selecting is ten times faster than sorting
+        lowest = torch.full(counts.shape, torch.inf, dtype=values.dtype)
+        for item, channel in counts.nonzero().tolist():
+            among = values[item, channel][mask[item, channel]]
+            lowest[item, channel] = among.kthvalue(int(positions[item, channel]) + 1).values
+    else:
+        ascending = torch.where(mask, values, torch.inf).sort(dim=2).values
+        lowest = ascending.gather(2, positions[:, :, None])[:, :, 0]
+    return lowest, counts > 0
+
+
+def _resized(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def _check_batch(images: torch.Tensor, cams: torch.Tensor, present: torch.Tensor, valid: torch.Tensor | None) -> None:
+    counts = [len(each) for each in (images, cams, present)] + ([] if valid is None else [len(valid)])
+    if len(set(counts)) != 1:
         raise RRMError(
-            f"cams: expected float (C,{image.shape[0]},{image.shape[1]}) to fit the image, got {cams.dtype} "
-            f"{tuple(cams.shape)}: resize the CAMs to the image"
+            f"mine_regions: expected one batch size, got {counts} (images, cams, present, valid): pass a batch of each"
         )
-    if present.shape != cams.shape[:1] or len(present) >= IGNORE:
+    for image in images[:1]:
+        check_photo(image)
+    if cams.ndim != 4 or (len(cams) and cams.shape[2:] != images.shape[1:3]) or not cams.is_floating_point():
         raise RRMError(
-            f"present: expected shape ({len(cams)},) with fewer than 255 classes, got {tuple(present.shape)}"
+            f"cams: expected float (C,H,W) to fit the image, {tuple(images.shape[1:3])}, got {cams.dtype} "
+            f"{tuple(cams.shape[1:])}: resize the CAMs to the image"
         )
-    classes = np.flatnonzero(present > PRESENCE_THRESHOLD)
-    chosen = np.ascontiguousarray(cams[classes], dtype=np.float32)
-    if not np.isfinite(chosen).all() or (chosen.size and not -1e-4 <= chosen.min() <= chosen.max() <= 1 + 1e-4):
+    if present.shape != cams.shape[:2] or cams.shape[1] >= IGNORE:
+        raise RRMError(
+            f"present: expected shape ({cams.shape[1]},) with fewer than 255 classes, got {tuple(present.shape[1:])}"
+        )
+    if valid is not None and (valid.shape != cams[:, 0].shape or valid.dtype != torch.bool):
+        raise RRMError(
+            f"valid: expected bool {tuple(cams.shape[2:])}, got {valid.dtype} {tuple(valid.shape[1:])}: True marks "
+            "real pixels"
+        )
+
+
+def _check_scores(cams: torch.Tensor) -> None:
+    if cams.numel() and not bool(((cams >= -1e-4) & (cams <= 1 + 1e-4)).all()):
         raise RRMError(
             "cams: expected values in 0..1, got others or NaN: divide each class by its maximum (rrm.cam.normalize_cam)"
         )
-    if valid is not None and (valid.shape != image.shape[:2] or valid.dtype != np.bool_):
-        raise RRMError(
-            f"valid: expected bool {image.shape[:2]}, got {valid.dtype} {tuple(valid.shape)}: True marks real pixels"
-        )
-    counted = valid if rule.padding == "ignore" else None
-    channels = np.concatenate([[0], classes + 1]).astype(np.uint8)
-    return np.ascontiguousarray(image), chosen, channels, counted, rule
-
-
-def _mine_channels(
-    image: npt.NDArray[np.uint8],
-    cams: ScoreArray,
-    channels: LabelArray,
-    counted: BoolArray | None,
-    rule: RegionRule,
-) -> LabelArray:
-    scores = _with_background(cams, rule.resolved_cam_exponent)
-    if rule.rule == "reference":
-        labels = reliable_labels(
-            scores,
-            _crf(image, _with_background(cams, rule.crf_exponent), rule),
-            _crf(image, scores, rule),
-            rule.ratio,
-            rule.score_threshold,
-            rule.background_threshold,
-            rule.crf_confidence,
-            counted,
-        )
-    else:
-        labels = confident_labels(scores, rule.ratio, counted)
-        if rule.rule == "paper":
-            agreed = _crf(image, _with_background(cams, rule.crf_exponent), rule).argmax(axis=0) == labels
-            labels = np.where(agreed, labels, IGNORE).astype(np.uint8)
-    names = np.full(256, IGNORE, np.uint8)
-    names[: len(channels)] = channels
-    return names[labels]
-
-
-def _with_background(cams: ScoreArray, exponent: float) -> ScoreArray:
-    return np.concatenate([background_score(cams, exponent)[None], cams])
-
-
-def _crf(image: npt.NDArray[np.uint8], scores: ScoreArray, rule: RegionRule) -> ScoreArray:
-    crf = rule.crf if rule.crf is not None else DenseCRF.preset("psa")
-    if rule.crf_scale == 1:
-        return crf(np.asarray(image), scores)
-    height, width = image.shape[:2]
-    size = (max(1, round(height * rule.crf_scale)), max(1, round(width * rule.crf_scale)))
-    smaller = _resized(image.transpose(2, 0, 1).astype(np.float32), size)
-    photo = np.asarray(smaller.round().clip(0, 255), np.uint8)
-    q: ScoreArray = crf.scaled(rule.crf_scale)(np.ascontiguousarray(photo.transpose(1, 2, 0)), _resized(scores, size))
-    return _resized(q, (height, width))
-
-
-def _resized(maps: ScoreArray, size: tuple[int, int]) -> ScoreArray:
-    tensor = torch.from_numpy(np.ascontiguousarray(maps))[None]
-    resized: ScoreArray = F.interpolate(tensor, size=size, mode="bilinear", align_corners=False, antialias=True)[
-        0
-    ].numpy()
-    return resized
-
-
-def _winner(cam_scores: ScoreArray, counted: BoolArray | None) -> npt.NDArray[np.int64]:
-    winner = cam_scores.argmax(axis=0)
-    return winner if counted is None else np.where(counted, winner, -1)
-
-
-def _top_share(scores: ScoreArray, region: BoolArray, ratio: float, floor: float) -> BoolArray:
-    """Pixels of `region` scoring above the score that cuts off the top `ratio` of those above `floor`."""
-    candidates = np.sort(scores[region & (scores > floor)])
-    if len(candidates) == 0:
-        return np.zeros_like(region)
-    cut = candidates[min(_first_kept(len(candidates), ratio), len(candidates) - 1)]
-    return np.asarray(region & (scores > cut), bool)
-
-
-def _first_kept(count: int, ratio: float) -> int:
-    """Index in ascending order where the top `ratio` of `count` begins; 1e-9 undoes rounding of 1 - ratio."""
-    return int(count * (1 - ratio) + 1e-9)
-
-
-def _mine_task(task: tuple[Any, ...]) -> LabelArray:
-    return _mine_channels(*task)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rrm.cam import multi_scale_cam, normalize_cam, resize
 from rrm.losses import DenseEnergyLoss, balanced_cross_entropy, classification_loss
-from rrm.regions import RegionMiner
+from rrm.regions import RegionRule
 from rrm.training import Batch
 
 
@@ -80,7 +80,7 @@ class OneStepTask:
 
     Args:
         network: an `RRMNet`.
-        miner: mines reliable regions of a batch, Eq. 5-7.
+        rule: chooses the reliable regions, Eq. 5-7.
         cam: `scales`, `average` and `dropout` of the CAMs, Eq. 2.
         losses: kinds `classification` and `cross_entropy`.
         energy: options of `DenseEnergyLoss` and `ramp`.
@@ -89,12 +89,12 @@ class OneStepTask:
     def __init__(
         self,
         network: Any,
-        miner: RegionMiner,
+        rule: RegionRule,
         cam: Mapping[str, Any],
         losses: Mapping[str, str],
         energy: Mapping[str, Any],
     ) -> None:
-        self.network, self.miner, self.cam, self.kinds = network, miner, cam, losses
+        self.network, self.rule, self.cam, self.kinds = network, rule, cam, losses
         self.energy = _RampedEnergy(energy)
 
     def mined_labels(self, batch: Batch, images: Tensor) -> Tensor:
@@ -105,8 +105,7 @@ class OneStepTask:
             )
         photos = batch["images"].round().clamp(0, 255).byte().permute(0, 2, 3, 1)
         scores = normalize_cam(cams.float(), batch["present"])
-        labels: Tensor = self.miner.mine(photos, scores, batch["present"], batch["valid"])
-        return labels.long().to(images.device)
+        return self.rule.mine(photos, scores, batch["present"], batch["valid"]).long()
 
     def losses(self, batch: Batch, progress: float) -> Mapping[str, Tensor]:
         """Classification loss, cross-entropy on the mined labels and energy of a batch."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rrm.crf import DenseCRF
 from rrm.networks import load_weights
-from rrm.regions import RegionMiner
+from rrm.regions import RegionRule
 from rrm.stages.call import Call
 from rrm.stages.train import new_network, train
 from rrm.store import Store
@@ -18,7 +18,6 @@ def run(call: Call) -> None:
     network = new_network("rrm", photos, options["network"], call.options["seed"])
     if "start" in call.inputs:
         load_weights(network, call.input("start"))
-    mining = {**options["mining"], "crf": DenseCRF(**options["mining"]["crf"])}
-    with RegionMiner(**mining, workers=call.runtime["crf_workers"]) as miner:
-        task = OneStepTask(network, miner, options["cam"], options["losses"], options["energy"])
-        train(call, photos, "rrm", task, options["network"], options["train"])
+    mining = RegionRule(**{**options["mining"], "crf": DenseCRF(**options["mining"]["crf"])})
+    task = OneStepTask(network, mining, options["cam"], options["losses"], options["energy"])
+    train(call, photos, "rrm", task, options["network"], options["train"])

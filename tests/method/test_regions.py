@@ -12,9 +12,23 @@ import torch
 from rrm.cam import cam_probabilities, normalize_cam
 from rrm.crf import DenseCRF
 from rrm.errors import RRMError
-from rrm.regions import RegionMiner, RegionRule, confident_labels, mine_regions, reliable_labels
+from rrm.regions import RegionRule, mine_regions
+from rrm.regions import confident_labels as confident_labels_of_batch
+from rrm.regions import reliable_labels as reliable_labels_of_batch
 
 RULES = ("reference", "paper", "cam")
+
+
+def reliable_labels(scores: np.ndarray, q: np.ndarray, q_background: np.ndarray, *options: float) -> np.ndarray:
+    """The rule for a single image."""
+    return reliable_labels_of_batch(*(torch.from_numpy(each)[None] for each in (scores, q, q_background)), *options)[
+        0
+    ].numpy()
+
+
+def confident_labels(scores: np.ndarray, ratio: float) -> np.ndarray:
+    """The rule for a single image."""
+    return confident_labels_of_batch(torch.from_numpy(scores)[None], ratio)[0].numpy()
 
 
 def scene(height: int = 24, width: int = 30, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -237,27 +251,41 @@ def batch(count: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("rule", RULES)
 def test_batch_equals_single(rule: str) -> None:
     images, cams, present = batch()
-    result = RegionMiner(rule=rule).mine(images, cams, present)
+    result = mine_regions(images, cams, present, rule=rule)
     for item in range(len(images)):
         single = mine_regions(images[item], cams[item], present[item], rule=rule)
         np.testing.assert_array_equal(result[item], single)
-    one = RegionMiner(rule=rule).mine(images[:1], cams[:1], present[:1])
-    np.testing.assert_array_equal(one[0], result[0])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_batch_of_different_label_counts(rule: str) -> None:
+    images, cams, _ = batch()
+    present = np.array([[0, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 1], [1, 1, 1, 1]])
+    result = mine_regions(images, cams, present, rule=rule)
+    for item in range(len(images)):
+        single = mine_regions(images[item], cams[item], present[item], rule=rule)
+        np.testing.assert_array_equal(result[item], single)
+    assert set(np.unique(result[2])) <= {0, 2, 4, 255}
 
 
 def test_empty_batch() -> None:
     images, cams, present = batch(1)
-    assert RegionMiner().mine(images[:0], cams[:0], present[:0]).shape == (0, 24, 30)
+    assert mine_regions(images[:0], cams[:0], present[:0]).shape == (0, 24, 30)
 
 
-def test_number_of_processes_changes_nothing() -> None:
+def test_number_of_threads_changes_nothing() -> None:
     images, cams, present = (torch.from_numpy(each) for each in batch())
     valid = torch.ones(images.shape[:3], dtype=torch.bool)
     valid[0, :3] = False
-    expected = RegionMiner(padding="ignore", crf_scale=0.7).mine(images, cams, present, valid)
-    with RegionMiner(padding="ignore", crf_scale=0.7, workers=2) as miner:
+    rule, threads = RegionRule(padding="ignore", crf_scale=0.7), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = rule.mine(images, cams, present, valid)
+        torch.set_num_threads(3)
         for _ in range(2):
-            assert torch.equal(miner.mine(images, cams, present, valid), expected)
+            assert torch.equal(rule.mine(images, cams, present, valid), expected)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_wrong_input_is_refused() -> None:
@@ -292,4 +320,4 @@ def test_wrong_input_is_refused() -> None:
         with pytest.raises(RRMError, match=message):
             mine(**changes)
     with pytest.raises(RRMError, match="one batch size"):
-        RegionMiner().mine(image[None], np.stack([cams, cams]), present[None])
+        mine_regions(image[None], np.stack([cams, cams]), present[None])

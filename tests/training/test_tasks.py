@@ -11,7 +11,7 @@ from rrm.config import OneStep
 from rrm.crf import DenseCRF
 from rrm.networks import build_network
 from rrm.recipes import ONE_STEP_RECIPES
-from rrm.regions import RegionMiner
+from rrm.regions import RegionRule
 from rrm.tasks import ClassificationTask, OneStepTask, SegmentationTask, evaluation_mode, multi_scale_logits
 
 SIDE, CLASSES = 32, 3
@@ -39,7 +39,7 @@ def _one_step(recipe: str, network: Any) -> OneStepTask:
     values = OneStep.model_validate({"recipe": recipe, **ONE_STEP_RECIPES[recipe]}).model_dump()
     mining = {**values["mining"], "crf": DenseCRF(**values["mining"]["crf"])}
     energy = values["energy"] | {"weight": 1e-3}
-    return OneStepTask(network, RegionMiner(**mining), values["cam"], values["losses"], energy)
+    return OneStepTask(network, RegionRule(**mining), values["cam"], values["losses"], energy)
 
 
 HOSTILE = {

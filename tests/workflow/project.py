@@ -54,7 +54,7 @@ def small_config() -> dict[str, Any]:
 def clone_into(root: Path) -> Project:
     """Copy the workflow and the package."""
     for part in PARTS:
-        source, ignore = REPOSITORY / part, shutil.ignore_patterns("__pycache__")
+        source, ignore = REPOSITORY / part, shutil.ignore_patterns("*.pyc")  # what Numba compiled stays
         if source.is_dir():
             shutil.copytree(source, root / part, ignore=ignore)
         else:

@@ -1,0 +1,1 @@
+"""Measurements: both sides of each comparison in one run."""

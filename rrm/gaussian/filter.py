@@ -1,0 +1,201 @@
+"""High-dimensional Gaussian filtering, the numeric kernel under dense CRF (Eq. 5) and dense energy loss (the G of
+Eq. 11, not normalised).
+
+    out_i = sum_j exp(-|f_i - f_j|^2 / 2) v_j
+
+"exact" is that sum; "lattice" approximates it on the permutohedral lattice with the arithmetic of Krähenbühl's dense
+CRF code, which gives about 0.5-0.6 of the exact sum on photos.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rrm.errors import RRMError
+from rrm.gaussian.exact import ExactKernel
+from rrm.gaussian.lattice import BatchLattice
+
+_BACKENDS = ("auto", "exact", "lattice")
+_NORMALIZATIONS = ("none", "symmetric")
+
+
+class GaussianFilter:
+    """Filters values with a Gaussian kernel between features; built once, applied to any number of values.
+
+    The filter is linear, and differentiable in the values to any order; no gradient reaches the features.
+
+    Args:
+        features: (B,N,d) float, in standard deviations; B independent sets of N points. CPU or CUDA.
+        backend: "exact" (all pairs; memory bounded, time B N^2), "lattice" (time B N, float32 geometry) or "auto",
+            which is the lattice unless `include_self` is False. On the CPU the lattice is compiled by Numba where that
+            is installed and plain torch elsewhere; CUDA has plain torch.
+        include_self: whether j = i counts; the lattice cannot leave it out.
+        normalization: "none", or "symmetric" for D^-1/2 W D^-1/2 with D = diag(W 1), that of the dense CRF.
+
+    Raises:
+        RRMError: wrong shape, NaN, unknown backend, or a lattice whose keys do not fit 63 bits.
+
+    Example:
+        >>> points = torch.tensor([[[0.0], [1.0]]])
+        >>> GaussianFilter(points, "exact").apply(torch.ones(1, 2, 1)).flatten()
+        tensor([1.6065, 1.6065])
+    """
+
+    def __init__(
+        self,
+        features: torch.Tensor,
+        backend: str = "auto",
+        include_self: bool = True,
+        normalization: str = "none",
+    ) -> None:
+        self.backend = _resolve(backend, include_self)
+        _check_features(features)
+        if normalization not in _NORMALIZATIONS:
+            raise RRMError(
+                f"GaussianFilter normalization: expected one of {', '.join(_NORMALIZATIONS)}, got {normalization!r}: "
+                "choose one"
+            )
+        self.shape = (features.shape[0], features.shape[1])
+        self._kernel = _build(features.detach(), self.backend, include_self)
+        self._scale: torch.Tensor | None = None
+        if normalization == "symmetric":
+            ones = torch.ones(*self.shape, 1, device=features.device)
+            self._scale = (self.apply(ones) + 1e-20).rsqrt()
+
+    def apply(self, values: torch.Tensor) -> torch.Tensor:
+        """Filter values.
+
+        Args:
+            values: (B,N,K) float32 or float64, on the device of the features.
+
+        Returns:
+            (B,N,K), the dtype of `values`.
+
+        Raises:
+            RRMError: the shape does not fit the features.
+        """
+        return self._filtered(values, transpose=False)
+
+    def apply_transpose(self, values: torch.Tensor) -> torch.Tensor:
+        """Filter with the transposed kernel.
+
+        For all a and b, <apply(a), b> = <a, apply_transpose(b)>. The exact kernel is symmetric, the lattice
+        nearly so (2 %).
+
+        Args:
+            values: (B,N,K) float32 or float64, on the device of the features.
+
+        Returns:
+            (B,N,K), the dtype of `values`.
+
+        Raises:
+            RRMError: the shape does not fit the features.
+        """
+        return self._filtered(values, transpose=True)
+
+    def _filtered(self, values: torch.Tensor, transpose: bool) -> torch.Tensor:
+        if (
+            values.ndim != 3
+            or tuple(values.shape[:2]) != self.shape
+            or values.dtype not in (torch.float32, torch.float64)
+        ):
+            raise RRMError(
+                f"values: expected float32 or float64 ({self.shape[0]},{self.shape[1]},K) to fit the "
+                f"features, got {values.dtype} {tuple(values.shape)}: reshape or cast them"
+            )
+        scale = None if self._scale is None else self._scale.to(values.dtype)
+        result: torch.Tensor = _Apply.apply(values if scale is None else scale * values, self._kernel, transpose)
+        return result if scale is None else scale * result
+
+
+class _Apply(torch.autograd.Function):
+    """A kernel's product with values; its derivative is the transposed kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, kernel: Any, transpose: bool) -> torch.Tensor:
+        ctx.kernel, ctx.transpose = kernel, transpose
+        result: torch.Tensor = kernel.filter(values.detach(), transpose)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return _Apply.apply(grad, ctx.kernel, not ctx.transpose), None, None
+
+
+def has_compiled_lattice() -> bool:
+    """Whether Numba is there to compile the CPU lattice."""
+    from importlib.util import find_spec
+
+    return find_spec("numba") is not None
+
+
+def _resolve(backend: str, include_self: bool) -> str:
+    if backend not in _BACKENDS:
+        raise RRMError(f"GaussianFilter backend: expected one of {', '.join(_BACKENDS)}, got {backend!r}: choose one")
+    if backend == "lattice" and not include_self:
+        raise RRMError("include_self: expected True with the lattice, got False: use backend='exact'")
+    return backend if backend != "auto" else ("lattice" if include_self else "exact")
+
+
+def _check_features(features: torch.Tensor) -> None:
+    if features.ndim != 3 or 0 in features.shape or not features.is_floating_point():
+        raise RRMError(
+            f"features: expected float (B,N,d), none zero, got {features.dtype} "
+            f"{tuple(features.shape)}: see position_colour_features"
+        )
+    if not bool(torch.isfinite(features).all()):
+        raise RRMError("features: expected finite numbers, got NaN or infinity: look at the images and sigmas")
+
+
+def _build(features: torch.Tensor, backend: str, include_self: bool) -> Any:
+    if backend == "exact":
+        return ExactKernel(features, include_self)
+    if features.device.type == "cpu" and has_compiled_lattice():
+        from rrm.gaussian.lattice_cpu import CompiledLattice
+
+        return CompiledLattice(features)
+    return BatchLattice(features)
+
+
+def position_colour_features(
+    images: torch.Tensor, sigma_xy: float | tuple[float, float], sigma_rgb: float
+) -> torch.Tensor:
+    """Give pixel features (x, y, r, g, b), each divided by its standard deviation.
+
+    Args:
+        images: (B,3,H,W) RGB in the units of `sigma_rgb` (0..255).
+        sigma_xy: pixels; a number, or (sigma_x, sigma_y).
+        sigma_rgb: colour levels.
+
+    Returns:
+        (B, H*W, 5) in the images' floating dtype (float32 for integers), rows before columns.
+
+    Example:
+        >>> position_colour_features(torch.zeros(1, 3, 1, 2), 2.0, 15.0)[0, 1].tolist()
+        [0.5, 0.0, 0.0, 0.0, 0.0]
+    """
+    dtype = images.dtype if images.is_floating_point() else torch.float32
+    batch, _, height, width = images.shape
+    sigma_x, sigma_y = sigma_xy if isinstance(sigma_xy, tuple) else (sigma_xy, sigma_xy)
+    x = torch.arange(width, dtype=dtype, device=images.device) / sigma_x
+    y = torch.arange(height, dtype=dtype, device=images.device) / sigma_y
+    grid = torch.stack([x.expand(height, width), y[:, None].expand(height, width)]).expand(batch, 2, height, width)
+    return torch.cat([grid, images.to(dtype) / sigma_rgb], dim=1).flatten(2).transpose(1, 2)
+
+
+def position_features(height: int, width: int, sigma: float, device: torch.device | str | None = None) -> torch.Tensor:
+    """Give pixel features (x, y) divided by `sigma` pixels.
+
+    Returns:
+        (1, height*width, 2) float32, rows before columns.
+
+    Example:
+        >>> position_features(1, 2, 2.0).tolist()
+        [[[0.0, 0.0], [0.5, 0.0]]]
+    """
+    x = torch.arange(width, dtype=torch.float32, device=device) / sigma
+    y = torch.arange(height, dtype=torch.float32, device=device) / sigma
+    grid = torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
+    return grid.flatten(1).t()[None]
