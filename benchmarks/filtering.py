@@ -8,9 +8,8 @@ Photos are those of `--photos` (any JPEG files), or made ones of the demo, which
 from __future__ import annotations
 
 import argparse
-import itertools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -47,7 +46,7 @@ def photos(folder: Path | None, count: int, width: int, height: int) -> list[Pho
             raise SystemExit(
                 f"benchmarks: expected {count} JPEG files in {folder}, got {len(paths)}: name another folder"
             )
-        return [np.asarray(Image.open(path).convert("RGB").resize((width, height))) for path in paths]
+        return [np.asarray(Image.open(path).convert("RGB").resize((width, height))).copy() for path in paths]
 
 
 def probabilities(classes: int, height: int, width: int, seed: int) -> Scores:
@@ -58,7 +57,15 @@ def probabilities(classes: int, height: int, width: int, seed: int) -> Scores:
 
 
 def crf_case(
-    folder: Path | None, width: int, height: int, classes: int, preset: str, repeats: int, device: str, batch: int = 1
+    folder: Path | None,
+    width: int,
+    height: int,
+    classes: int,
+    preset: str,
+    *,
+    repeats: int,
+    device: str,
+    batch: int = 1,
 ) -> dict[str, Any]:
     """One CRF after another in pydensecrf, all at once in ours."""
     images = photos(folder, batch, width, height)
@@ -169,20 +176,19 @@ def exact_case(folder: Path | None, repeats: int, device: str) -> dict[str, Any]
     return compare("one filtering, 96x96, 21 channels", sides, repeats=repeats)
 
 
-def run(folder: Path | None, repeats: int, device: str) -> list[dict[str, Any]]:
-    """All cases."""
-    gpu: Sequence[Callable[[], dict[str, Any]]] = (
-        [partial(crf_case, folder, 321, 321, 3, "psa", repeats, device, 16)] if device != "cpu" else []
-    )
-    cases: Sequence[Callable[[], dict[str, Any]]] = [
-        partial(crf_case, folder, 321, 321, 3, "psa", repeats, device),
-        partial(crf_case, folder, 500, 375, 21, "rrm-inference", repeats, device),
-        partial(crf_case, folder, 320, 240, 21, "rrm-inference", repeats, device),
-        partial(mining_case, folder, repeats, device),
-        partial(energy_case, folder, repeats, device),
-        partial(exact_case, folder, repeats, device),
-    ]
-    return [case() for case in itertools.chain(cases, gpu)]
+def run(folder: Path | None, repeats: int, device: str, only: str) -> list[dict[str, Any]]:
+    """All cases, or those whose name holds `only`."""
+    cases: dict[str, Callable[..., dict[str, Any]]] = {
+        "crf-3": partial(crf_case, folder, 321, 321, 3, "psa"),
+        "crf-21": partial(crf_case, folder, 500, 375, 21, "rrm-inference"),
+        "crf-small": partial(crf_case, folder, 320, 240, 21, "rrm-inference"),
+        "mining": partial(mining_case, folder),
+        "energy": partial(energy_case, folder),
+        "exact": partial(exact_case, folder),
+    }
+    if device != "cpu":
+        cases["crf-batch"] = partial(crf_case, folder, 321, 321, 3, "psa", batch=16)
+    return [case(repeats=repeats, device=device) for name, case in cases.items() if only in name]
 
 
 def main() -> None:
@@ -192,12 +198,13 @@ def main() -> None:
     parser.add_argument("--busy", type=int, default=0, help="processes that keep processors busy meanwhile")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--photos", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     prepare_process(options.threads)
     with busy_machine(options.busy):
-        results = run(options.photos, options.repeats, options.device)
+        results = run(options.photos, options.repeats, options.device, options.only)
     source = "given photos" if options.photos else "made photos"
     for result in results:
         result["facts"]["photos"] = source

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
 from rrm.errors import RRMError
 from rrm.gaussian import kernels
@@ -143,13 +142,17 @@ class CompiledLattice:
     def filter(self, values: torch.Tensor, transpose: bool) -> torch.Tensor:
         """Filter (B,N,K) float32 or float64."""
         channels = values.shape[2]
-        rows = F.pad(values, (0, lane_count(channels) - channels)).contiguous().numpy()
+        padded = values.new_zeros(*values.shape[:2], lane_count(channels))
+        padded[:, :, :channels] = values
+        rows = padded.numpy()
 
         def apply(item: int) -> FloatArray:
             return self._lattices[item].filter(rows[item], transpose, self._inner)
 
-        filtered = map_in_threads(apply, range(len(rows)), self._outer)
-        return torch.stack([torch.from_numpy(each) for each in filtered])[:, :, :channels]
+        result = torch.empty_like(values)  # in the memory layout of the values
+        for item, filtered in enumerate(map_in_threads(apply, range(len(rows)), self._outer)):
+            result[item] = torch.from_numpy(filtered)[:, :channels]
+        return result
 
 
 def thread_plan(items: int) -> tuple[int, int]:
