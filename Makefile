@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed
 SNAKEFILES := Snakefile workflow
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install test lint format lock schema clean FORCE
+.PHONY: help install test bench lint format lock schema clean FORCE
 
 help: ## list the targets
 	@grep -hE '^[^ :=]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-22s %s\n", $$1, $$2}'
@@ -31,6 +31,13 @@ install: $(STAMP) ## virtual environment with the locked packages, in .venv
 
 test: $(STAMP) ## all tests
 	@OMP_NUM_THREADS=1 python -m pytest $(PYTEST_ARGS)
+
+bench: $(STAMP) ## CRF, mining and energy against pydensecrf, on one thread, on all, and on a busy machine; PHOTOS=folder of JPEGs
+	@for how in '1 0' '$(CORES) 0' '$(CORES) $(CORES)'; do \
+	  set -- $$how; echo "+ $$1 threads, $$2 busy processes"; \
+	  python -m benchmarks.filtering --threads $$1 --busy $$2 $(if $(PHOTOS),--photos $(PHOTOS)) \
+	    --out results/benchmarks/filtering_$$1_$$2.json; \
+	done
 
 lint: $(STAMP) ## all linters, nothing is changed
 	@status=0; \

@@ -284,7 +284,9 @@ class Runtime(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one")
     threads: dict[str, Count] = Field({}, description="threads by stage; 'default' for those not named")
     workers: int = Field(0, ge=0, description="DataLoader workers of a training job")
-    crf_workers: int = Field(2, ge=0, description="processes that run CRFs; 0: in the stage's own process")
+    crf_workers: int = Field(
+        2, ge=0, description="processes that run CRFs of evaluation and pseudo masks; 0: in the stage's own"
+    )
     log_seconds: Positive = Field(10, description="seconds between progress lines where there is no terminal")
 
 
