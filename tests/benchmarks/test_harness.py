@@ -1,0 +1,60 @@
+"""The benchmarks' harness and what it writes."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from benchmarks.harness import busy_machine, compare, markdown, metadata, write
+
+SCHEMA = json.loads((Path(__file__).resolve().parents[2] / "benchmarks" / "schema.json").read_text())
+
+
+def test_slower_side_is_slower_and_rounds_alternate() -> None:
+    turns: list[str] = []
+
+    def side(name: str, seconds: float) -> None:
+        turns.append(name)
+        time.sleep(seconds)
+
+    result = compare(
+        "sleep",
+        {"long": lambda: side("long", 0.02), "short": lambda: side("short", 0.002)},
+        repeats=3,
+        warmup=1,
+        fact=1,
+    )
+    assert turns == ["long", "short"] * 4
+    assert result["sides"]["long"]["speedup"] == 1
+    assert result["sides"]["short"]["speedup"] > 2
+    assert result["sides"]["long"]["q1_ms"] <= result["sides"]["long"]["median_ms"] <= result["sides"]["long"]["q3_ms"]
+    assert result["facts"] == {"fact": 1}
+    assert "| sleep | short |" in markdown([result])
+
+
+def test_file_has_the_schema(tmp_path: Path) -> None:
+    with busy_machine(1):
+        results = [compare("nothing", {"one": lambda: sum(range(1000))}, repeats=2)]
+    write(tmp_path / "folder" / "out.json", results, metadata(threads=1, busy=1))
+    written = json.loads((tmp_path / "folder" / "out.json").read_text())
+    jsonschema.validate(written, SCHEMA)
+    del written["machine"]["processor"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(written, SCHEMA)
+
+
+def test_cases_run_and_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import filtering
+
+    out = tmp_path / "out.json"
+    arguments = ["filtering", "--threads", "1", "--repeats", "2", "--only", "crf-3", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", arguments)
+    monkeypatch.setattr(filtering, "prepare_process", lambda threads: None)
+    filtering.main()
+    written = json.loads(out.read_text())
+    jsonschema.validate(written, SCHEMA)
+    assert written["results"][0]["facts"]["largest_difference"] < 1e-4
