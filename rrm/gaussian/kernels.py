@@ -258,6 +258,17 @@ def slice_add(lanes: Any, row: Any, values: Any, lattice: Any, corners: Any, wei
 
 
 @_compiled
+def copy_channels(source: Any, target: Any, start: int, stop: int) -> None:
+    """Copy the channels that both have, for a range of points; (N,K) arrays of any memory layout."""
+    channels = min(source.shape[1], target.shape[1])
+    for first in range(start, stop, _CHUNK):
+        last = min(first + _CHUNK, stop)
+        for channel in range(channels):
+            for point in range(first, last):
+                target[point, channel] = source[point, channel]
+
+
+@_compiled
 def softmax(lanes: Any, group: Any, logits: Any, probabilities: Any, start: int, stop: int) -> Any:
     """Softmax over each group of lanes, for a range of rows.
 

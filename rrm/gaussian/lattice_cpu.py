@@ -141,17 +141,16 @@ class CompiledLattice:
 
     def filter(self, values: torch.Tensor, transpose: bool) -> torch.Tensor:
         """Filter (B,N,K) float32 or float64."""
-        channels = values.shape[2]
-        padded = values.new_zeros(*values.shape[:2], lane_count(channels))
-        padded[:, :, :channels] = values
-        rows = padded.numpy()
-
-        def apply(item: int) -> FloatArray:
-            return self._lattices[item].filter(rows[item], transpose, self._inner)
-
         result = torch.empty_like(values)  # in the memory layout of the values
-        for item, filtered in enumerate(map_in_threads(apply, range(len(rows)), self._outer)):
-            result[item] = torch.from_numpy(filtered)[:, :channels]
+        given, filtered = values.numpy(), result.numpy()
+
+        def apply(item: int) -> None:
+            rows = np.zeros((values.shape[1], lane_count(values.shape[2])), given.dtype)
+            _run(partial(kernels.copy_channels, given[item], rows), len(rows), self._inner)
+            rows = self._lattices[item].filter(rows, transpose, self._inner)
+            _run(partial(kernels.copy_channels, rows, filtered[item]), len(rows), self._inner)
+
+        map_in_threads(apply, range(len(given)), self._outer)
         return result
 
 
