@@ -248,6 +248,8 @@ class _Item:
 
 def _compiled(crf: DenseCRF, items: list[_Item]) -> list[torch.Tensor]:
     """Compiled lattices, one photo a thread; threads share a photo that is alone."""
+    if not items:
+        return []
     from rrm.gaussian.lattice_cpu import thread_plan
 
     outer, inner = thread_plan(len(items))

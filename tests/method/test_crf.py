@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +147,25 @@ def test_wide_photo_and_one_row() -> None:
     q = DenseCRF(gaussian_sigma=1, iterations=2)(image, probs)
     assert np.isfinite(q).all()
     np.testing.assert_allclose(q.sum(0), 1, atol=1e-5)
+
+
+def test_works_without_numba_and_pydensecrf() -> None:
+    script = """
+import sys
+sys.modules.update(dict.fromkeys(("numba", "llvmlite", "pydensecrf", "snakemake")))
+import numpy as np, torch, rrm
+image, probs = np.zeros((9, 8, 3), np.uint8), np.full((3, 9, 8), 0.3, np.float32)
+assert rrm.DenseCRF(iterations=2)(image, probs).shape == probs.shape
+loss = rrm.DenseEnergyLoss()(torch.zeros(1, 3, 8, 8), torch.full((1, 2, 8, 8), 0.5))
+assert loss < 0 and "numba" not in {name for name, module in sys.modules.items() if module}
+try:
+    rrm.DenseCRF(backend="pydensecrf")(image, probs)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "RRMError" in done.stdout
+    assert "pip install pydensecrf2" in done.stdout
 
 
 def test_presets_hold_the_published_numbers() -> None:
