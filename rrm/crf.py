@@ -25,7 +25,6 @@ from rrm.gaussian import GaussianFilter, has_compiled_lattice, position_colour_f
 from rrm.parallel import map_in_threads
 
 Array = TypeVar("Array", npt.NDArray[Any], torch.Tensor)
-FloatArray = npt.NDArray[np.float32]
 
 PROBABILITY_FLOOR = 1e-5
 _BACKENDS = ("auto", "lattice", "exact", "pydensecrf")

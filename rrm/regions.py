@@ -235,7 +235,7 @@ def reliable_labels(
         >>> reliable_labels(scores, scores, scores, ratio=1.0).tolist()
         [[[0, 255]]]
     """
-    regions = _regions(cam_scores, counted)
+    regions = _regions(cam_scores, _winner(cam_scores), counted)
     crf_label = _winner(q)
     shown = F.one_hot(crf_label, q.shape[1]).amax(dim=(1, 2)).bool()
     lowest, found = _lowest_kept(cam_scores, regions & (cam_scores > score_threshold), ratio)
@@ -264,10 +264,11 @@ def confident_labels(cam_scores: torch.Tensor, ratio: float = 0.4, counted: torc
         >>> confident_labels(torch.tensor([[[[0.1, 0.2]], [[0.8, 0.9]]]]), ratio=0.5).tolist()
         [[[255, 1]]]
     """
-    regions = _regions(cam_scores, counted)
+    winner = _winner(cam_scores)
+    regions = _regions(cam_scores, winner, counted)
     lowest, _ = _lowest_kept(cam_scores, regions, ratio)
     kept = regions & (cam_scores >= lowest[:, :, None, None])
-    return torch.where(kept.any(dim=1), _winner(cam_scores), IGNORE)
+    return torch.where(kept.any(dim=1), winner, IGNORE)
 
 
 class _Channels(NamedTuple):
@@ -304,10 +305,10 @@ def _winner(scores: torch.Tensor) -> torch.Tensor:
     return winner
 
 
-def _regions(cam_scores: torch.Tensor, counted: torch.Tensor | None) -> torch.Tensor:
+def _regions(cam_scores: torch.Tensor, winner: torch.Tensor, counted: torch.Tensor | None) -> torch.Tensor:
     """Which pixels each channel wins, (N,K,H,W) bool."""
     channels = torch.arange(cam_scores.shape[1], device=cam_scores.device)[:, None, None]
-    won = _winner(cam_scores)[:, None] == channels
+    won = winner[:, None] == channels
     return won if counted is None else won & counted[:, None]
 
 

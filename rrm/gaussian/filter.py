@@ -179,9 +179,7 @@ def position_colour_features(
     dtype = images.dtype if images.is_floating_point() else torch.float32
     batch, _, height, width = images.shape
     sigma_x, sigma_y = sigma_xy if isinstance(sigma_xy, tuple) else (sigma_xy, sigma_xy)
-    x = torch.arange(width, dtype=dtype, device=images.device) / sigma_x
-    y = torch.arange(height, dtype=dtype, device=images.device) / sigma_y
-    grid = torch.stack([x.expand(height, width), y[:, None].expand(height, width)]).expand(batch, 2, height, width)
+    grid = _positions(height, width, sigma_x, sigma_y, dtype, images.device).expand(batch, 2, height, width)
     return torch.cat([grid, images.to(dtype) / sigma_rgb], dim=1).flatten(2).transpose(1, 2)
 
 
@@ -195,7 +193,13 @@ def position_features(height: int, width: int, sigma: float, device: torch.devic
         >>> position_features(1, 2, 2.0).tolist()
         [[[0.0, 0.0], [0.5, 0.0]]]
     """
-    x = torch.arange(width, dtype=torch.float32, device=device) / sigma
-    y = torch.arange(height, dtype=torch.float32, device=device) / sigma
-    grid = torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
-    return grid.flatten(1).t()[None]
+    return _positions(height, width, sigma, sigma, torch.float32, device).flatten(1).t()[None]
+
+
+def _positions(
+    height: int, width: int, sigma_x: float, sigma_y: float, dtype: torch.dtype, device: torch.device | str | None
+) -> torch.Tensor:
+    """Column and row of each pixel in standard deviations, (2,height,width)."""
+    x = torch.arange(width, dtype=dtype, device=device) / sigma_x
+    y = torch.arange(height, dtype=dtype, device=device) / sigma_y
+    return torch.stack([x.expand(height, width), y[:, None].expand(height, width)])

@@ -47,6 +47,22 @@ def check_reach(coordinate: float) -> None:
         )
 
 
+def check_key_bits(bits: list[int], more: int = 0) -> None:
+    """Refuse packed keys that do not fit one signed 64-bit integer.
+
+    Raises:
+        RRMError: the coordinates' bits, and `more` for the rest of the key, are above 63.
+
+    Example:
+        >>> check_key_bits([12, 13])
+    """
+    if sum(bits) + more > KEY_BITS:
+        raise RRMError(
+            f"GaussianFilter: expected lattice keys of at most {KEY_BITS} bits, got {sum(bits) + more} (up to "
+            f"{max(bits)} for each of {len(bits)} coordinates): use larger sigmas or backend='exact'"
+        )
+
+
 @dataclass(frozen=True)
 class _Simplex:
     """Corners around P points: coordinates (P,d+1,d) int64 and barycentric weights (P,d+1) float32."""
@@ -150,12 +166,7 @@ def _pack_keys(keys: torch.Tensor, batch: int) -> tuple[torch.Tensor, list[int]]
     low = keys.amin(dim=(0, 1)) - margin
     spans: list[int] = (keys.amax(dim=(0, 1)) + margin - low).tolist()
     bits = [(span + 1).bit_length() for span in spans]
-    total = sum(bits) + batch.bit_length()
-    if total > KEY_BITS:
-        raise RRMError(
-            f"GaussianFilter: expected lattice keys of at most {KEY_BITS} bits, got {total} (up to "
-            f"{max(bits)} for each of {dimensions} coordinates): use larger sigmas or backend='exact'"
-        )
+    check_key_bits(bits, batch.bit_length())
     points = keys.shape[0] // batch
     packed = torch.arange(batch, device=keys.device).repeat_interleave(points)[:, None].expand(keys.shape[:2])
     units = [0] * dimensions

@@ -14,9 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rrm.errors import RRMError
 from rrm.gaussian import kernels
-from rrm.gaussian.lattice import KEY_BITS, SIMD_WIDTH, check_reach, gain
+from rrm.gaussian.lattice import SIMD_WIDTH, check_key_bits, check_reach, gain
 from rrm.parallel import map_in_threads, run_ranges
 
 FloatArray = npt.NDArray[Any]
@@ -251,11 +250,7 @@ def _key_layout(features: FloatArray) -> tuple[FloatArray, FloatArray, FloatArra
     margin = 3 * (dimensions + 1)
     smallest = np.floor(low[:dimensions]).astype(np.int64) - margin
     bits = [int(span).bit_length() for span in np.ceil(high[:dimensions]).astype(np.int64) + margin - smallest]
-    if sum(bits) > KEY_BITS:
-        raise RRMError(
-            f"GaussianFilter: expected lattice keys of at most {KEY_BITS} bits, got {sum(bits)} (up to "
-            f"{max(bits)} for each of {dimensions} coordinates): use larger sigmas or backend='exact'"
-        )
+    check_key_bits(bits)
     shifts = np.array([sum(bits[axis + 1 :]) for axis in range(dimensions)], np.int64)
     return scales, smallest, shifts
 
