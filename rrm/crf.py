@@ -224,14 +224,14 @@ class DenseCRF:
         check_photo(photo)
         _check_probabilities(scores, tuple(photo.shape[:2]))
         stacked = scores if scores.ndim == 4 else scores[None]
-        return _Item(photo.to(scores.device), unary_energy(stacked.float()) / -self.temperature)
+        return _Item(photo.to(scores.device), stacked.float())
 
     def _solve(self, items: list[_Item]) -> list[torch.Tensor]:
         """Probabilities (R,K,H,W) of each item."""
         if self.backend == "pydensecrf":
             return [_pydensecrf(self, item) for item in items]
         compiled = has_compiled_lattice() and self.backend != "exact"
-        on_cpu = [compiled and item.logits.device.type == "cpu" for item in items]
+        on_cpu = [compiled and item.probs.device.type == "cpu" for item in items]
         here = iter(_compiled(self, [item for item, cpu in zip(items, on_cpu, strict=True) if cpu]))
         there = iter(_in_groups(self, [item for item, cpu in zip(items, on_cpu, strict=True) if not cpu]))
         return [next(here) if cpu else next(there) for cpu in on_cpu]
@@ -239,10 +239,14 @@ class DenseCRF:
 
 @dataclass(frozen=True)
 class _Item:
-    """One photo (H,W,3) and the negative unary energies (R,K,H,W) of its CRFs."""
+    """One photo (H,W,3) and the probabilities (R,K,H,W) of its CRFs."""
 
     image: torch.Tensor
-    logits: torch.Tensor
+    probs: torch.Tensor
+
+    def logits(self, temperature: float) -> torch.Tensor:
+        """The negative unary energies (R,K,H,W)."""
+        return unary_energy(self.probs) / -temperature
 
 
 def _compiled(crf: DenseCRF, items: list[_Item]) -> list[torch.Tensor]:
@@ -256,46 +260,48 @@ def _compiled(crf: DenseCRF, items: list[_Item]) -> list[torch.Tensor]:
 
 
 def _compiled_item(crf: DenseCRF, item: _Item, threads: int) -> torch.Tensor:
-    from rrm.gaussian.lattice_cpu import PointLattice, lane_count, mean_field
+    from rrm.gaussian.lattice_cpu import PointLattice, mean_field, pixel_features
 
-    models, classes, height, width = item.logits.shape
+    models, classes, height, width = item.probs.shape
     lattices, factors = [], []
     if crf.gaussian_weight > 0:
         lattices.append(_position_lattice(height, width, crf.gaussian_sigma))
         factors.append(crf.gaussian_weight)
     if crf.bilateral_weight > 0:
-        colour = position_colour_features(
-            item.image.permute(2, 0, 1)[None], crf.bilateral_sigma_xy, crf.bilateral_sigma_rgb
-        )
-        lattices.append(PointLattice(colour[0].numpy(), threads, normalize=True))
+        features = pixel_features(item.image.numpy(), crf.bilateral_sigma_xy, crf.bilateral_sigma_rgb)
+        lattices.append(PointLattice(features, threads, normalize=True))
         factors.append(crf.bilateral_weight)
-    lanes = lane_count(classes)
-    logits = torch.full((height * width, models, lanes), -torch.inf)
-    logits[:, :, :classes] = item.logits.reshape(models, classes, -1).permute(2, 0, 1)
-    rows = logits.reshape(height * width, models * lanes).numpy()
-    q = mean_field(lattices, factors, rows, lanes, crf.iterations, crf.tolerance, threads)
-    wanted = torch.from_numpy(q).view(logits.shape)[:, :, :classes]
-    return wanted.permute(1, 2, 0).reshape(item.logits.shape).contiguous()
+    floor, one, temperature = np.float32(PROBABILITY_FLOOR), np.float32(1), np.float32(crf.temperature)
+
+    def unary(block: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        logits: npt.NDArray[Any] = np.clip(block, floor, one)
+        np.log(logits, out=logits)
+        logits /= temperature
+        return logits
+
+    probs = item.probs.reshape(models, classes, -1).numpy()
+    q = mean_field(lattices, factors, probs, unary, crf.iterations, crf.tolerance, threads)
+    return torch.from_numpy(q).view(item.probs.shape)
 
 
 @lru_cache(maxsize=8)
 def _position_lattice(height: int, width: int, sigma: float) -> Any:
     from rrm.gaussian.lattice_cpu import PointLattice
 
-    return PointLattice(position_features(height, width, sigma)[0].numpy(), torch.get_num_threads(), normalize=True)
+    return PointLattice(position_features(height, width, sigma)[0].t().numpy(), torch.get_num_threads(), normalize=True)
 
 
 def _in_groups(crf: DenseCRF, items: list[_Item]) -> list[torch.Tensor]:
     """Photos of one size and device together, on that device; fewer classes than others have are filled up."""
     groups: dict[Any, list[int]] = {}
     for position, item in enumerate(items):
-        groups.setdefault((item.image.shape, len(item.logits), item.logits.device), []).append(position)
+        groups.setdefault((item.image.shape, len(item.probs), item.probs.device), []).append(position)
     results: dict[int, torch.Tensor] = {}
     for positions in groups.values():
-        most = max(items[position].logits.shape[1] for position in positions)
-        logits = torch.stack([_filled_up(items[position].logits, most) for position in positions])
+        most = max(items[position].probs.shape[1] for position in positions)
+        logits = torch.stack([_filled_up(items[position].logits(crf.temperature), most) for position in positions])
         q = _mean_field(crf, torch.stack([items[position].image for position in positions]), logits)
-        results |= {position: q[row, :, : items[position].logits.shape[1]] for row, position in enumerate(positions)}
+        results |= {position: q[row, :, : items[position].probs.shape[1]] for row, position in enumerate(positions)}
     return [results[position] for position in range(len(items))]
 
 
@@ -334,12 +340,12 @@ def _pydensecrf(crf: DenseCRF, item: _Item) -> torch.Tensor:
             "DenseCRF backend: expected pydensecrf to be installed, it is not: pip install pydensecrf2, or use backend "
             "'lattice', which gives the same"
         ) from None
-    _, classes, height, width = item.logits.shape
+    _, classes, height, width = item.probs.shape
     _check_short_keys(crf, height, width)
     if classes == 1:
-        return torch.ones_like(item.logits)
+        return torch.ones_like(item.probs)
     results = []
-    for logits in item.logits.cpu():
+    for logits in item.logits(crf.temperature).cpu():
         model = package.DenseCRF2D(width, height, classes)
         model.setUnaryEnergy((-logits).reshape(classes, -1).numpy())
         if crf.gaussian_weight > 0:
@@ -349,7 +355,7 @@ def _pydensecrf(crf: DenseCRF, item: _Item) -> torch.Tensor:
             sigmas = {"sxy": crf.bilateral_sigma_xy, "srgb": crf.bilateral_sigma_rgb}
             model.addPairwiseBilateral(**sigmas, rgbim=photo, compat=crf.bilateral_weight)
         results.append(torch.from_numpy(np.array(model.inference(crf.iterations), np.float32)))
-    return torch.stack(results).view(item.logits.shape).to(item.logits.device)
+    return torch.stack(results).view(item.probs.shape).to(item.probs.device)
 
 
 def unary_energy(probs: torch.Tensor) -> torch.Tensor:
@@ -391,5 +397,5 @@ def _check_probabilities(probs: torch.Tensor, size: tuple[int, ...]) -> None:
         )
     if not probs.is_floating_point():
         raise RRMError(f"probs: expected a floating dtype, got {probs.dtype}: pass probabilities in 0..1")
-    if not bool(torch.isfinite(probs).all()):
+    if not all(bool(torch.isfinite(bound)) for bound in probs.aminmax()):  # NaN passes through both
         raise RRMError("probs: expected finite numbers, got NaN or infinity: look at what made them")

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from rrm.errors import RRMError
-from rrm.gaussian import GaussianFilter, position_colour_features
+from rrm.gaussian import GaussianFilter, has_compiled_lattice, position_colour_features
 from rrm.labels import IGNORE
+from rrm.parallel import map_in_threads
 
 _CLASSIFICATION = ("multilabel-soft-margin", "softmax")
 _CROSS_ENTROPY = ("balanced", "mean", "sum")
@@ -210,32 +212,42 @@ class DenseEnergyLoss(nn.Module):
             images = images.detach().to(probs.device, dtype)
             valid = _as_map(valid, 1.0, images)
             labels = _as_map(labels, IGNORE, images)
-            features, scores, mask, target = self._shrink(images, probs.to(dtype), valid, labels)
-            kernel = _Kernel(GaussianFilter(features, self.backend, self.include_self), self.normalize, mask)
-            value: torch.Tensor = _Energy.apply(
-                scores, kernel, mask, target != IGNORE, self.form, self.gradient, self.differentiate_gate
+            scene, scores = self._shrink(images, probs.to(dtype), valid, labels)
+            value = self._value(scene, scores)
+            return value * (self.weight / scene.mask.shape[1] if self.average_pixels else self.weight)
+
+    def _value(self, scene: _Scene, scores: torch.Tensor) -> torch.Tensor:
+        """Mean energy of a batch, scores (N,P,K)."""
+        value: torch.Tensor
+        if self.backend == "lattice" and scores.device.type == "cpu" and has_compiled_lattice():
+            options = (self.form == "paper", self.normalize, self.gradient == "exact", self.differentiate_gate)
+            value = _CompiledEnergy.apply(scores, scene, self.sigma_rgb, options)
+        else:
+            features = position_colour_features(scene.images, scene.sigmas_xy, self.sigma_rgb)
+            kernel = _Kernel(GaussianFilter(features, self.backend, self.include_self), self.normalize, scene.mask)
+            value = _Energy.apply(
+                scores, kernel, scene.mask, scene.labelled, self.form, self.gradient, self.differentiate_gate
             )
-            return value * (self.weight / mask.shape[1] if self.average_pixels else self.weight)
+        return value
 
     def _shrink(
         self, images: torch.Tensor, probs: torch.Tensor, valid: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Bring all to the working size: features (N,P,5), probabilities (N,P,K), mask and labels (N,P)."""
+    ) -> tuple[_Scene, torch.Tensor]:
+        """Bring all to the working size; the probabilities become (N,P,K)."""
+        sigmas = (self.sigma_xy * self.scale, self.sigma_xy * self.scale)
         if self.grid is not None:
             rows, columns = self.grid
-            steps = (self.sigma_xy * columns / images.shape[3], self.sigma_xy * rows / images.shape[2])
+            sigmas = (self.sigma_xy * columns / images.shape[3], self.sigma_xy * rows / images.shape[2])
             images = F.adaptive_avg_pool2d(images, self.grid)
             probs = probs if tuple(probs.shape[2:]) == self.grid else F.adaptive_avg_pool2d(probs, self.grid)
-            maps = F.interpolate(torch.stack([valid, labels], dim=1), size=self.grid)
-        else:
-            steps = (self.sigma_xy * self.scale, self.sigma_xy * self.scale)
+            valid, labels = F.interpolate(torch.stack([valid, labels], dim=1), size=self.grid).unbind(dim=1)
+        elif self.scale != 1:
             maps = torch.stack([valid, labels], dim=1)
-            if self.scale != 1:
-                images, maps = (F.interpolate(each, scale_factor=self.scale) for each in (images, maps))
-                probs = _halved(probs) if self.scale == 0.5 else _scaled(probs, self.scale)
-        features = position_colour_features(images, steps, self.sigma_rgb)
-        mask, target = maps.flatten(2).unbind(dim=1)
-        return features, probs.flatten(2).transpose(1, 2), mask, target
+            images, maps = (F.interpolate(each, scale_factor=self.scale) for each in (images, maps))
+            valid, labels = maps.unbind(dim=1)
+            probs = _halved(probs) if self.scale == 0.5 else _scaled(probs, self.scale)
+        scene = _Scene(images, sigmas, valid.flatten(1), labels.flatten(1) != IGNORE)
+        return scene, probs.flatten(2).transpose(1, 2)
 
     def _check_options(self, backend: str) -> None:
         _check_choice("energy gradient", self.gradient, _GRADIENTS)
@@ -344,6 +356,19 @@ def joint_loss(
     return JointLoss(cross_entropy, energy(images, shown.softmax(dim=1), valid, labels))
 
 
+class _Scene(NamedTuple):
+    """What the energy of a batch depends on beside the probabilities, at the working size.
+
+    `images` is (N,3,h,w), `sigmas_xy` its position standard deviations in x and y, `mask` (N,P) is 1 at valid pixels
+    and `labelled` (N,P) is True at those with a label.
+    """
+
+    images: torch.Tensor
+    sigmas_xy: tuple[float, float]
+    mask: torch.Tensor
+    labelled: torch.Tensor
+
+
 class _Kernel:
     """W: a Gaussian filter, its rows divided by their sum over valid pixels, by the mean of those, or not."""
 
@@ -365,6 +390,42 @@ class _Kernel:
     def apply_transpose(self, values: torch.Tensor) -> torch.Tensor:
         """Transposed W times v."""
         return self._gaussian.apply_transpose(values if self._divisor is None else values * self._divisor)
+
+
+class _CompiledEnergy(torch.autograd.Function):
+    """`_Energy` on the compiled lattice; the gradient is made with the value, threads share the images."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, scores: torch.Tensor, scene: _Scene, sigma_rgb: float, options: tuple[bool, str, bool, bool]
+    ) -> torch.Tensor:
+        from rrm.gaussian.energy_cpu import EnergyOptions, dense_energy
+        from rrm.gaussian.lattice_cpu import PointLattice, pixel_features, thread_plan
+
+        planes = scores.detach().transpose(1, 2).contiguous()
+        slope = torch.empty_like(planes) if ctx.needs_input_grad[0] else None
+        mask, labelled = scene.mask.to(planes.dtype).contiguous(), scene.labelled
+        outer, inner = thread_plan(len(planes))
+
+        def energy(item: int) -> float:
+            image = scene.images[item].permute(1, 2, 0).numpy()
+            lattice = PointLattice(pixel_features(image, scene.sigmas_xy, sigma_rgb), inner)
+            here = None if slope is None else slope[item].numpy()
+            inputs = (planes[item].numpy(), mask[item].numpy(), labelled[item].numpy())
+            return dense_energy(lattice, *inputs, EnergyOptions(*options), here, inner)
+
+        total = sum(map_in_threads(energy, range(len(planes)), outer))
+        ctx.slope, ctx.threads = slope, outer
+        return planes.new_tensor(total / len(planes))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        factor, result = float(grad_output) / len(ctx.slope), torch.empty_like(ctx.slope)
+        here, there = ctx.slope.numpy(), result.numpy()
+        number = here.dtype.type(factor)
+        map_in_threads(lambda item: np.multiply(here[item], number, out=there[item]), range(len(here)), ctx.threads)
+        return (result.transpose(1, 2), None, None, None)
 
 
 class _Energy(torch.autograd.Function):

@@ -49,7 +49,7 @@ def prepare_process(threads: int) -> None:
             libc.mallopt(_M_TOP_PAD, 64 << 20)
 
 
-def run_ranges(work: Callable[[int, int], Result], size: int, threads: int) -> list[Result]:
+def run_ranges(work: Callable[[int, int], Result], size: int, threads: int, parts: int | None = None) -> list[Result]:
     """Call `work(start, stop)` on ranges that cover 0..size, in several threads.
 
     The caller's thread and helpers take range after range. A helper that gets no processor on a busy machine takes
@@ -59,6 +59,7 @@ def run_ranges(work: Callable[[int, int], Result], size: int, threads: int) -> l
         work: releases Python's lock, and touches nothing that another range does.
         size: >= 0.
         threads: 1 or less works in the caller's thread, on a single range.
+        parts: number of ranges; None gives a few a thread.
 
     Returns:
         Results in the order of the ranges.
@@ -71,7 +72,7 @@ def run_ranges(work: Callable[[int, int], Result], size: int, threads: int) -> l
         return [work(0, size)]
     if threads not in _THREADS:
         _THREADS[threads] = ThreadPoolExecutor(threads - 1, thread_name_prefix="rrm-range")
-    parts = min(size, _RANGES * threads)
+    parts = min(size, _RANGES * threads if parts is None else parts)
     edges = [size * part // parts for part in range(parts + 1)]
     results: dict[int, Result] = {}
     numbers = iter(range(parts))
@@ -106,10 +107,12 @@ def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item], th
         >>> map_in_threads(abs, [-1, 2], 2)
         [1, 2]
     """
-    if threads <= 1 or len(items) <= 1:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(threads, thread_name_prefix="rrm-item") as pool:
-        return list(pool.map(function, items))
+
+    def several(start: int, stop: int) -> list[Result]:
+        return [function(items[item]) for item in range(start, stop)]
+
+    done = run_ranges(several, len(items), min(threads, len(items)), parts=len(items))
+    return [result for results in done for result in results]
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,6 +1,7 @@
 """Compiled loops of the CPU lattice. They release Python's lock and work on a range, so threads can share them.
 
-Values of points and of vertices are rows of float lanes; a row holds one vector of `lanes` after another.
+Values of vertices are rows of float lanes, (M+1,L); the last row stands for missing neighbours and is zero. Values of
+points become such rows in a buffer that holds a few points at a time, so that they stay in the first-level cache.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from rrm.gaussian.vectors import add, exp_below, largest, load, maximum, scale, store, total, zeros
+from rrm.gaussian.vectors import SOFTMAX_LANES, blur_row, slice_row, softmax_groups, splat_row
 
 _compiled = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")
 _HASH = np.uint64(0x9E3779B97F4A7C15)
 _NO_KEY = -1
 _CHUNK = 256  # points; their numbers fit the first-level cache
+_BUFFER = 2048  # lanes of a buffer of points
+_CACHED = 12  # bits; simplices whose vertices are kept at hand
 
 
 @_compiled
@@ -147,6 +150,8 @@ def _grown(table: Any) -> Any:
 def number_vertices(keys: Any, orders: Any, units: Any, corners: Any) -> Any:
     """Number the vertices in the order in which the points meet them.
 
+    Neighbouring points often lie in the same simplices: the vertices of the last few thousand are kept at hand.
+
     Args:
         keys, orders: of `enclosing_simplices`.
         units: (d,) int64.
@@ -159,15 +164,20 @@ def number_vertices(keys: Any, orders: Any, units: Any, corners: Any) -> Any:
     diagonal = units.sum()
     table = _empty_table(1 << 14)
     vertices = np.empty(points * (d + 1), np.int64)
+    known = np.full(1 << _CACHED, -1, np.int64)  # a point of the simplex
     count = 0
     for point in range(points):
-        if point > 0 and keys[point] == keys[point - 1] and orders[point] == orders[point - 1]:
-            corners[point] = corners[point - 1]
+        key, order = keys[point], orders[point]
+        place = np.int64((np.uint64(key * 31 + order) * _HASH) >> np.uint64(64 - _CACHED))
+        other = known[place]
+        if other >= 0 and keys[other] == key and orders[other] == order:
+            for remainder in range(d + 1):
+                corners[point, remainder] = corners[other, remainder]
             continue
-        key = keys[point]
+        known[place] = point
         for remainder in range(d + 1):
             if remainder > 0:
-                axis = (orders[point] >> (4 * (d + 1 - remainder))) & 15
+                axis = (order >> (4 * (d + 1 - remainder))) & 15
                 key += diagonal
                 if axis < d:
                     key -= (d + 1) * units[axis]
@@ -201,102 +211,255 @@ def find_neighbours(table: Any, vertices: Any, step: int, neighbours: Any) -> No
 
 
 @_compiled
-def splat(lanes: Any, row: Any, values: Any, corners: Any, weights: Any, lattice: Any, start: int, stop: int) -> None:
+def buffered_points(lanes: int) -> int:
+    """Give how many rows of so many lanes a buffer holds."""
+    return max(8, _BUFFER // lanes)
+
+
+@_compiled
+def empty_buffer(row: Any, template: Any) -> Any:
+    """Give a flat buffer of rows, of the dtype of `template`; `softmax_groups` may work beyond the last row."""
+    return np.zeros(buffered_points(len(row)) * len(row) + SOFTMAX_LANES, template.dtype)
+
+
+@_compiled
+def splat_buffer(row: Any, count: Any, buffer: Any, lattice: Any, corners: Any, weights: Any, first: int,
+                 size: int) -> None:  # fmt: skip
+    """Spread the rows of a buffer, which are those of the points from `first` on, over their vertices."""
+    for i in range(size):
+        splat_row(row, count, buffer, i * len(row), lattice, corners, weights, first + i)
+
+
+@_compiled
+def slice_buffer(row: Any, count: Any, buffer: Any, lattice: Any, corners: Any, weights: Any, factor: Any, first: int,
+                 size: int) -> None:  # fmt: skip
+    """Add `factor` times the weighted sums of the points' vertices to the rows of a buffer."""
+    for i in range(size):
+        slice_row(row, count, buffer, i * len(row), lattice, corners, weights, first + i, factor)
+
+
+@_compiled
+def splat(row: Any, count: Any, values: Any, corners: Any, weights: Any, lattice: Any, start: int, stop: int) -> None:
     """Spread the values of a range of points over their vertices.
 
     Args:
-        lanes: tuple of as many elements as a vector has lanes.
-        row: tuple of as many elements as a row has lanes, L, a multiple.
-        values: (N,L) float, of the points.
+        row: tuple of as many elements as a row has lanes, L.
+        count: tuple of as many elements as a point has corners, d+1.
+        values: (N,K) float of any memory layout, K <= L.
         corners: (N,d+1) int32, vertices of each point.
         weights: (N,d+1) float32.
-        lattice: (M+1,L), written; the last row stands for missing neighbours and stays zero.
+        lattice: (M+1,L), written.
         start, stop: range of points.
     """
-    width, length, count = len(lanes), len(row), corners.shape[1]
     lattice[:] = 0
-    for point in range(start, stop):
-        for remainder in range(count):
-            vertex, weight = corners[point, remainder] * np.int64(length), weights[point, remainder]
-            for lane in range(0, length, width):
-                share = scale(load(lanes, values, point * length + lane), weight)
-                store(lattice, vertex + lane, add(load(lanes, lattice, vertex + lane), share))
+    buffer, length = empty_buffer(row, lattice), len(row)
+    for first in range(start, stop, buffered_points(length)):
+        size = min(buffered_points(length), stop - first)
+        for channel in range(values.shape[1]):
+            for i in range(size):
+                buffer[i * length + channel] = values[first + i, channel]
+        splat_buffer(row, count, buffer, lattice, corners, weights, first, size)
 
 
 @_compiled
-def merge(lanes: Any, lattice: Any, other: Any, start: int, stop: int) -> None:
-    """Add the other lattice's rows of a range to those of the first."""
-    for place in range(start * lattice.shape[1], stop * lattice.shape[1], len(lanes)):
-        store(lattice, place, add(load(lanes, lattice, place), load(lanes, other, place)))
+def merge(parts: Any, merged: Any, start: int, stop: int) -> None:
+    """Add up the lattices of all parts (parts,M+1,L) for a range of vertices; writes the same rows of `merged`."""
+    merged[start:stop] = parts[0, start:stop]
+    for part in range(1, len(parts)):
+        merged[start:stop] += parts[part, start:stop]
 
 
 @_compiled
-def blur(lanes: Any, row: Any, lattice: Any, blurred: Any, neighbours: Any, start: int, stop: int) -> None:
+def blur(row: Any, lattice: Any, blurred: Any, neighbours: Any, start: int, stop: int) -> None:
     """Add half of both neighbours along one axis, for a range of vertices."""
-    width, length = len(lanes), len(row)
     for vertex in range(start, stop):
-        before, after = neighbours[vertex, 0] * np.int64(length), neighbours[vertex, 1] * np.int64(length)
-        for lane in range(0, length, width):
-            both = add(load(lanes, lattice, before + lane), load(lanes, lattice, after + lane))
-            own = load(lanes, lattice, vertex * length + lane)
-            store(blurred, vertex * length + lane, add(own, scale(both, np.float32(0.5))))
+        blur_row(row, lattice, blurred, vertex, np.int64(neighbours[vertex, 0]), np.int64(neighbours[vertex, 1]))
 
 
 @_compiled
-def slice_add(lanes: Any, row: Any, values: Any, lattice: Any, corners: Any, weights: Any, factor: Any, out: Any,
-              start: int, stop: int) -> None:  # fmt: skip
-    """Write `values` plus `factor` times the weighted sum of each point's vertices to `out` (N,L)."""
-    width, length, count = len(lanes), len(row), corners.shape[1]
-    for point in range(start, stop):
-        for lane in range(0, length, width):
-            result = zeros(lanes, values)
-            for remainder in range(count):
-                vertex = corners[point, remainder] * np.int64(length) + lane
-                result = add(result, scale(load(lanes, lattice, vertex), weights[point, remainder]))
-            place = point * length + lane
-            store(out, place, add(load(lanes, values, place), scale(result, factor)))
+def slice_(row: Any, count: Any, lattice: Any, corners: Any, weights: Any, out: Any, start: int, stop: int) -> None:
+    """Write the weighted sum of each point's vertices to `out` (N,K) of any memory layout, for a range of points."""
+    buffer, length = empty_buffer(row, lattice), len(row)
+    for first in range(start, stop, buffered_points(length)):
+        size = min(buffered_points(length), stop - first)
+        buffer[:] = 0
+        slice_buffer(row, count, buffer, lattice, corners, weights, np.float32(1), first, size)
+        for channel in range(out.shape[1]):
+            for i in range(size):
+                out[first + i, channel] = buffer[i * length + channel]
 
 
 @_compiled
-def copy_channels(source: Any, target: Any, start: int, stop: int) -> None:
-    """Copy the channels that both have, for a range of points; (N,K) arrays of any memory layout."""
-    channels = min(source.shape[1], target.shape[1])
-    for first in range(start, stop, _CHUNK):
-        last = min(first + _CHUNK, stop)
-        for channel in range(channels):
-            for point in range(first, last):
-                target[point, channel] = source[point, channel]
+def fill_rows(planes: Any, rows: Any) -> None:
+    """Bring planes (R,K,N) into rows of R groups of lanes (N,R,L)."""
+    for first in range(0, len(rows), _CHUNK):
+        last = min(first + _CHUNK, len(rows))
+        for model in range(planes.shape[0]):
+            for channel in range(planes.shape[1]):
+                plane = planes[model, channel]
+                for point in range(first, last):
+                    rows[point, model, channel] = plane[point]
 
 
 @_compiled
-def softmax(lanes: Any, group: Any, logits: Any, probabilities: Any, start: int, stop: int) -> Any:
-    """Softmax over each group of lanes, for a range of rows.
+def _keep(buffer: Any, length: int, lanes: int, q: Any, first: int, size: int, compare: bool) -> Any:
+    """Write buffered probabilities to planes (R,K,N); gives their largest change, 0 where it is not measured."""
+    change = np.float32(0)
+    for model in range(q.shape[0]):
+        for channel in range(q.shape[1]):
+            lane, plane = model * lanes + channel, q[model, channel]
+            if compare:
+                for i in range(size):
+                    change = max(change, abs(buffer[i * length + lane] - plane[first + i]))
+            for i in range(size):
+                plane[first + i] = buffer[i * length + lane]
+    return change
+
+
+@_compiled
+def mean_field_step(row: Any, group: Any, logits: Any, terms: Any, q: Any, flags: Any, start: int, stop: int) -> Any:
+    """One iteration for a range of points: messages, softmax, and the new probabilities spread over the lattices.
 
     Args:
-        lanes: tuple of as many elements as a vector has lanes.
-        group: tuple of as many elements as a distribution has lanes, a multiple; L is a multiple of that.
-        logits: (N,L) float32, -inf in lanes without a class.
-        probabilities: (N,L) float32, written; 0 in lanes without a class.
-        start, stop: range of rows.
+        row: tuple of as many elements as a row has lanes, L.
+        group: tuple of as many elements as a distribution has lanes, a divisor.
+        logits: (N,L) float32, the negative unary energy, -inf in lanes without a class.
+        terms: two of (count, corners, weights, factor, lattice, next lattice); `lattice` holds the blurred
+            probabilities of the step before, `next lattice` is written. No corners: no such term.
+        q: (R,K,N) float32, the probabilities, written if they are kept.
+        flags: bool: messages are added; probabilities are spread; they are kept; their change is measured.
+        start, stop: range of points.
 
     Returns:
-        Largest change of a probability.
+        Largest change of a probability since `q`, 0 where it is not measured.
     """
-    width, length = len(lanes), len(group)
-    change, buffer = zeros(lanes, logits), np.empty(length, np.float32)
-    for first in range(start * logits.shape[1], stop * logits.shape[1], length):
-        top = load(lanes, logits, first)
-        for place in range(first + width, first + length, width):
-            top = maximum(top, load(lanes, logits, place))
-        ceiling, both = largest(top), zeros(lanes, logits)
-        for lane in range(0, length, width):
-            risen = exp_below(load(lanes, logits, first + lane), ceiling)
-            both = add(both, risen)
-            store(buffer, lane, risen)
-        inverse = np.float32(1) / total(both)
-        for lane in range(0, length, width):
-            probability = scale(load(lanes, buffer, lane), inverse)
-            difference = add(probability, scale(load(lanes, probabilities, first + lane), np.float32(-1)))
-            change = maximum(change, maximum(difference, scale(difference, np.float32(-1))))
-            store(probabilities, first + lane, probability)
-    return largest(change)
+    first_term, second_term = terms
+    count_a, corners_a, weights_a, factor_a, lattice_a, next_a = first_term
+    count_b, corners_b, weights_b, factor_b, lattice_b, next_b = second_term
+    receive, spread, keep, compare = flags
+    change, length = np.float32(0), len(row)
+    buffer = empty_buffer(row, logits)
+    if spread:
+        next_a[:] = 0
+        next_b[:] = 0
+    for first in range(start, stop, buffered_points(length)):
+        size = min(buffered_points(length), stop - first)
+        buffer[: size * length].reshape(size, length)[:] = logits[first : first + size]
+        if receive:
+            slice_buffer(row, count_a, buffer, lattice_a, corners_a, weights_a, factor_a, first, size)
+            slice_buffer(row, count_b, buffer, lattice_b, corners_b, weights_b, factor_b, first, size)
+        for place in range(0, size * length, max(len(group), SOFTMAX_LANES)):
+            softmax_groups(group, buffer, place)
+        if keep:
+            change = max(change, _keep(buffer, length, len(group), q, first, size, compare))
+        if spread:
+            splat_buffer(row, count_a, buffer, next_a, corners_a, weights_a, first, size)
+            splat_buffer(row, count_b, buffer, next_b, corners_b, weights_b, first, size)
+    return change
+
+
+@_compiled
+def splat_scaled(row: Any, count: Any, planes: Any, factor: Any, corners: Any, weights: Any, lattice: Any, start: int,
+                 stop: int) -> None:  # fmt: skip
+    """`splat` of planes (K,N) times a factor a point (N,)."""
+    lattice[:] = 0
+    buffer, length = empty_buffer(row, lattice), len(row)
+    for first in range(start, stop, buffered_points(length)):
+        size = min(buffered_points(length), stop - first)
+        for channel in range(len(planes)):
+            plane = planes[channel]
+            for i in range(size):
+                buffer[i * length + channel] = plane[first + i] * factor[first + i]
+        splat_buffer(row, count, buffer, lattice, corners, weights, first, size)
+
+
+@_compiled
+def slice_scaled(row: Any, count: Any, lattice: Any, corners: Any, weights: Any, factor: Any, out: Any, start: int,
+                 stop: int) -> None:  # fmt: skip
+    """Add what `slice_` gives, times a factor a point (N,), to planes (K,N)."""
+    buffer, length = empty_buffer(row, lattice), len(row)
+    for first in range(start, stop, buffered_points(length)):
+        size = min(buffered_points(length), stop - first)
+        buffer[:] = 0
+        slice_buffer(row, count, buffer, lattice, corners, weights, np.float32(1), first, size)
+        for channel in range(len(out)):
+            plane = out[channel]
+            for i in range(size):
+                plane[first + i] += factor[first + i] * buffer[i * length + channel]
+
+
+@_compiled
+def energy_spread(row: Any, count: Any, scores: Any, mask: Any, labelled: Any, gate: Any, corners: Any, weights: Any,
+                  lattice: Any, start: int, stop: int) -> None:  # fmt: skip
+    """Spread masked probabilities over the lattice, with the mask as one more channel if there is a lane for it.
+
+    Args:
+        row, count: of `splat`.
+        scores: (K,N) float.
+        mask: (N,) float.
+        labelled: (N,) bool.
+        gate: (N,) float, written: the mask minus the largest probability, at least 0, where labelled, else 1 (Eq. 14).
+        corners, weights, lattice, start, stop: of `splat`.
+    """
+    lattice[:] = 0
+    buffer, length, channels = empty_buffer(row, lattice), len(row), len(scores)
+    for first in range(start, stop, buffered_points(length)):
+        size = min(buffered_points(length), stop - first)
+        for channel in range(channels):
+            plane = scores[channel]
+            for i in range(size):
+                buffer[i * length + channel] = plane[first + i] * mask[first + i]
+        for i in range(size):
+            inside = mask[first + i]
+            gate[first + i] = max(inside - scores[:, first + i].max(), 0) if labelled[first + i] else 1
+            if channels < length:
+                buffer[i * length + channels] = inside
+        splat_buffer(row, count, buffer, lattice, corners, weights, first, size)
+
+
+@_compiled
+def energy_gather(row: Any, count: Any, scores: Any, mask: Any, gate: Any, by_row: bool, constant: bool, factor: Any,
+                  lattice: Any, corners: Any, weights: Any, sums: Any, pairs: Any, slope: Any, start: int,
+                  stop: int) -> None:  # fmt: skip
+    """Slice the filtered probabilities and take each point's part of the energy from them.
+
+    Args:
+        row, count, scores, mask, gate: of `energy_spread`.
+        by_row: whether the filter's rows are divided by their sum over the mask.
+        constant: whether the constant of Eq. 12 is part of the energy.
+        factor: of the slope.
+        lattice, corners, weights, start, stop: of `slice_`.
+        sums: (N,) float, written: the filtered mask, if there is a lane for it, else 1.
+        pairs: (N,) float, written: the energy of each point without its gate.
+        slope: (K,N) float, written: `factor` * gate * mask * filtered probabilities; (0,N) if it is not wanted.
+    """
+    buffer, length, channels = empty_buffer(row, lattice), len(row), len(scores)
+    most = buffered_points(length)
+    planes, outer, dot = (
+        np.empty((channels, most), scores.dtype),
+        np.empty(most, scores.dtype),
+        np.empty(most, scores.dtype),
+    )
+    for first in range(start, stop, most):
+        size = min(most, stop - first)
+        buffer[:] = 0
+        slice_buffer(row, count, buffer, lattice, corners, weights, np.float32(1), first, size)
+        dot[:] = 0
+        for channel in range(channels):
+            plane, score = planes[channel], scores[channel, first : first + size]
+            for i in range(size):
+                plane[i] = buffer[i * length + channel]
+            for i in range(size):
+                dot[i] += score[i] * plane[i]
+        for i in range(size):
+            total = max(buffer[i * length + channels], 0) if channels < length else 1
+            inside = mask[first + i]
+            if by_row:
+                inside *= 1 / total if total > 0 else 0
+            sums[first + i] = total
+            pairs[first + i] = inside * ((total if constant else 0) - dot[i])
+            outer[i] = factor * gate[first + i] * inside
+        for channel in range(len(slope)):
+            plane, out = planes[channel], slope[channel, first : first + size]
+            for i in range(size):
+                out[i] = outer[i] * plane[i]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ Result = TypeVar("Result")
 
 _SMALLEST = 4  # lanes of the shortest vector
 _ROWS = 4096  # least rows a thread is worth
+_MOST_PARTS = 8
+_CACHE_LINE = 64  # bytes
+_BLOCK = 1 << 14  # points whose unary energies are made at a time
 
 
 def lane_count(channels: int) -> int:
@@ -35,11 +38,42 @@ def lane_count(channels: int) -> int:
     return _SMALLEST if channels <= _SMALLEST else math.ceil(channels / 8) * 8
 
 
-class PointLattice:
-    """Lattice of N points: built once, applied to rows of lanes.
+def pixel_features(image: npt.NDArray[Any], sigma_xy: float | tuple[float, float], sigma_rgb: float) -> FloatArray:
+    """Give what `position_colour_features` does for one photo, by a single thread.
 
     Args:
-        features: (N,d) float, in standard deviations.
+        image: (H,W,3).
+        sigma_xy: pixels; a number, or (sigma_x, sigma_y).
+        sigma_rgb: levels of the image.
+
+    Returns:
+        (5, H*W) float32.
+
+    Example:
+        >>> pixel_features(np.full((1, 2, 3), 30, np.uint8), 2.0, 15.0)[:, 1].tolist()
+        [0.5, 0.0, 2.0, 2.0, 2.0]
+    """
+    height, width = image.shape[:2]
+    features = np.empty((5, height, width), np.float32)
+    sigma_x, sigma_y = sigma_xy if isinstance(sigma_xy, tuple) else (sigma_xy, sigma_xy)
+    features[0] = np.arange(width, dtype=np.float32) / np.float32(sigma_x)
+    features[1] = np.arange(height, dtype=np.float32)[:, None] / np.float32(sigma_y)
+    np.divide(image.transpose(2, 0, 1), np.float32(sigma_rgb), out=features[2:], dtype=np.float32)
+    return features.reshape(5, -1)
+
+
+class Workspace(NamedTuple):
+    """Lattices that the parts of the points are spread over (parts,M+1,L), and a pair to blur between (2,M+1,L)."""
+
+    parts: FloatArray
+    pair: FloatArray
+
+
+class PointLattice:
+    """Lattice of N points: built once, applied to any number of values.
+
+    Args:
+        features: (d,N) float, in standard deviations.
         threads: that share the work.
         normalize: make the filter D^-1/2 W D^-1/2 with D = diag(W 1), the symmetric normalisation of the dense CRF.
 
@@ -47,82 +81,105 @@ class PointLattice:
         RRMError: the keys do not fit 63 bits.
 
     Example:
-        >>> lattice = PointLattice(np.zeros((1, 2), np.float32))
-        >>> bool((lattice.filter(np.ones((1, 4), np.float32)) > 0).all())
+        >>> lattice = PointLattice(np.zeros((2, 1), np.float32))
+        >>> bool((lattice.filter(np.ones((1, 3), np.float32)) > 0).all())
         True
     """
 
     def __init__(self, features: FloatArray, threads: int = 1, normalize: bool = False) -> None:
-        self.count, dimensions = features.shape
-        padding = 1 if self.count % SIMD_WIDTH else 0
-        padded = np.zeros((dimensions, self.count + padding), np.float32)
-        padded[:, : self.count] = features.T
+        dimensions, self.points = features.shape
+        padding = 1 if self.points % SIMD_WIDTH else 0
+        padded = np.zeros((dimensions, self.points + padding), np.float32)
+        padded[:, : self.points] = features
         corners, weights, self._blurs = _build(padded, threads)
-        self._corners = corners[: self.count]
-        self._weights: FloatArray = weights[: self.count] * np.float32(math.sqrt(gain(dimensions)))  # splat and slice
-        self._vertices = len(self._blurs[0])
+        self.corners = corners[: self.points]
+        self.weights: FloatArray = weights[: self.points] * np.float32(math.sqrt(gain(dimensions)))  # splat and slice
+        self.vertices = len(self._blurs[0])
         if normalize:
-            sums = self.filter(np.ones((self.count, _SMALLEST), np.float32), threads=threads)[:, :1]
-            self._weights = self._weights / np.sqrt(sums + np.float32(1e-20))
+            sums = self.filter(np.ones((self.points, 1), np.float32), threads=threads)
+            self.weights = self.weights / np.sqrt(sums + np.float32(1e-20))
+
+    @property
+    def count(self) -> tuple[int, ...]:
+        """Tuple of as many elements as a point has corners."""
+        return (0,) * int(self.corners.shape[1])
 
     def filter(self, values: FloatArray, transpose: bool = False, threads: int = 1) -> FloatArray:
-        """Filter rows of lanes.
+        """Filter values.
 
         Args:
-            values: (N,L) C-contiguous float32 or float64, L from `lane_count`.
+            values: (N,K) float32 or float64, of any memory layout.
             transpose: filter with the transposed kernel.
             threads: that share the work.
 
         Returns:
-            (N,L), the dtype of `values`.
+            (N,K), dtype and memory layout of `values`.
         """
-        out = np.zeros_like(values)
-        self.filter_add(values, out, 1.0, out, self.workspace(values.shape[1], values.dtype), transpose, threads)
+        row, parts = (0,) * lane_count(values.shape[1]), split_points(self.points, self.vertices)
+        workspace = self.workspace(len(row), len(parts), values.dtype)
+
+        def splat(part: int) -> None:
+            terms = (self.corners, self.weights, workspace.parts[part])
+            kernels.splat(row, self.count, values, *terms, *parts[part])
+
+        run_parts(splat, parts, threads)
+        lattice = self.blurred(workspace, transpose, threads)
+        out = np.empty_like(values)
+        run_points(
+            partial(kernels.slice_, row, self.count, lattice, self.corners, self.weights, out), self.points, threads
+        )
         return out
 
-    def filter_add(
-        self,
-        values: FloatArray,
-        start: FloatArray,
-        factor: float,
-        out: FloatArray,
-        workspace: list[FloatArray],
-        transpose: bool = False,
-        threads: int = 1,
-    ) -> None:
-        """Write `start` plus `factor` times the filtered `values` to `out`, which may be `start`; all (N,L)."""
-        lanes, row = _vector(values.shape[1]), (0,) * values.shape[1]
-        lattice, other = workspace
-        self._splat(lanes, row, values, workspace, threads)
+    def workspace(self, lanes: int, parts: int, dtype: Any = np.float32) -> Workspace:
+        """Give memory for the lattices of one call at a time."""
+        rows = (self.vertices + 1, lanes)
+        pair = _aligned((2, *rows), dtype)
+        pair[:, -1] = 0  # stands for missing neighbours
+        return Workspace(_aligned((parts, *rows), dtype), pair)
+
+    def blurred(self, workspace: Workspace, transpose: bool = False, threads: int = 1) -> FloatArray:
+        """Add up the parts' lattices and blur the sum along all axes; gives one of the workspace's."""
+        lattice: FloatArray = workspace.pair[0]
+        other = workspace.pair[1]
+        row = (0,) * lattice.shape[1]
+        run_points(partial(kernels.merge, workspace.parts, lattice), self.vertices, threads)
         for neighbours in reversed(self._blurs) if transpose else self._blurs:
-            _run(partial(kernels.blur, lanes, row, lattice, other, neighbours), self._vertices, threads)
+            run_points(partial(kernels.blur, row, lattice, other, neighbours), self.vertices, threads)
             lattice, other = other, lattice
-        terms = (start, lattice, self._corners, self._weights, np.float32(factor))
-        _run(partial(kernels.slice_add, lanes, row, *terms, out), self.count, threads)
+        return lattice
 
-    def workspace(self, lanes: int, dtype: Any = np.float32) -> list[FloatArray]:
-        """Give memory for `filter_add`, for one call at a time."""
-        return [np.empty((self._vertices + 1, lanes), dtype) for _ in range(2)]
 
-    def _splat(
-        self,
-        lanes: tuple[int, ...],
-        row: tuple[int, ...],
-        values: FloatArray,
-        workspace: list[FloatArray],
-        threads: int,
-    ) -> None:
-        """Splat both halves of the points apart and add them up, whatever the number of threads."""
-        halves = (0, self.count // 2, self.count)
+def _aligned(shape: tuple[int, ...], dtype: Any) -> FloatArray:
+    """Give memory that begins with a cache line, so that no vector of a row of lanes lies in two (6 % of a CRF)."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + _CACHE_LINE, np.uint8)
+    start = -memory.ctypes.data % _CACHE_LINE
+    aligned: FloatArray = memory[start : start + size].view(dtype).reshape(shape)
+    return aligned
 
-        def splat(start: int, stop: int) -> None:
-            for half in range(start, stop):
-                edges = halves[half : half + 2]
-                kernels.splat(lanes, row, values, self._corners, self._weights, workspace[half], *edges)
 
-        run_ranges(splat, 2, min(threads, 2, self.count // _ROWS))
-        _run(partial(kernels.merge, lanes, *workspace), self._vertices, threads)
-        workspace[1][-1] = 0
+def split_points(points: int, vertices: int) -> list[tuple[int, int]]:
+    """Give the ranges of points that are spread over lattices of their own, which are then added up.
+
+    They do not depend on the number of threads, so that sums do not either. More ranges share the work better; each
+    costs a lattice.
+
+    Example:
+        >>> split_points(6, 100), len(split_points(100_000, 5_000))
+        ([(0, 3), (3, 6)], 5)
+    """
+    parts = min(_MOST_PARTS, max(2, points // (4 * vertices)))
+    return [(points * part // parts, points * (part + 1) // parts) for part in range(parts)]
+
+
+def run_points(work: Callable[[int, int], Result], count: int, threads: int) -> list[Result]:
+    """Call `work(start, stop)` on ranges of points or vertices that are worth a thread."""
+    return run_ranges(work, count, min(threads, count // _ROWS))
+
+
+def run_parts(work: Callable[[int], Result], parts: Sequence[tuple[int, int]], threads: int) -> list[Result]:
+    """Call `work` with the number of each range of points."""
+    return map_in_threads(work, range(len(parts)), min(threads, parts[-1][1] // _ROWS))
 
 
 class CompiledLattice:
@@ -135,7 +192,7 @@ class CompiledLattice:
     def __init__(self, features: torch.Tensor) -> None:
         self._outer, self._inner = thread_plan(len(features))
         self._lattices = map_in_threads(
-            partial(PointLattice, threads=self._inner), list(features.float().numpy()), self._outer
+            partial(PointLattice, threads=self._inner), list(features.float().transpose(1, 2).numpy()), self._outer
         )
 
     def filter(self, values: torch.Tensor, transpose: bool) -> torch.Tensor:
@@ -144,10 +201,7 @@ class CompiledLattice:
         given, filtered = values.numpy(), result.numpy()
 
         def apply(item: int) -> None:
-            rows = np.zeros((values.shape[1], lane_count(values.shape[2])), given.dtype)
-            _run(partial(kernels.copy_channels, given[item], rows), len(rows), self._inner)
-            rows = self._lattices[item].filter(rows, transpose, self._inner)
-            _run(partial(kernels.copy_channels, rows, filtered[item]), len(rows), self._inner)
+            filtered[item] = self._lattices[item].filter(given[item], transpose, self._inner)
 
         map_in_threads(apply, range(len(given)), self._outer)
         return result
@@ -166,47 +220,94 @@ def thread_plan(items: int) -> tuple[int, int]:
     return outer, threads // outer
 
 
+class _MeanField:
+    """Arrays of a mean field, and its iterations."""
+
+    def __init__(
+        self,
+        lattices: Sequence[PointLattice],
+        factors: Sequence[float],
+        probs: FloatArray,
+        unary: Callable[[FloatArray], FloatArray],
+        threads: int,
+    ) -> None:
+        models, classes, points = probs.shape
+        lanes = lane_count(classes)
+        rows = _aligned((points, models, lanes), np.float32)
+        run_points(partial(_fill_rows, probs, unary, rows), points, threads)
+        self._group, self._row, self._rows = (0,) * lanes, (0,) * (models * lanes), rows.reshape(points, -1)
+        self._parts = split_points(points, max((each.vertices for each in lattices), default=points))
+        self._lattices, self._factors, self._threads = lattices, factors, threads
+        self._workspaces = [each.workspace(models * lanes, len(self._parts)) for each in lattices]
+        self.q = np.empty_like(probs)
+
+    def step(self, receive: bool = True, spread: bool = True, keep: bool = False, compare: bool = False) -> float:
+        """One pass over the points (`kernels.mean_field_step`); gives the largest change of a probability."""
+        pairs = zip(self._lattices, self._workspaces, strict=True)
+        lattices = [each.blurred(memory, False, self._threads) if receive else memory.pair[0] for each, memory in pairs]
+        parameters = (self._row, self._group, self._rows)
+        flags = (receive, spread, keep, compare)
+
+        def work(part: int) -> float:
+            terms = self._terms(lattices, part)
+            change: float = kernels.mean_field_step(*parameters, terms, self.q, flags, *self._parts[part])
+            return change
+
+        return max(run_parts(work, self._parts, self._threads))
+
+    def _terms(self, lattices: Sequence[FloatArray], part: int) -> tuple[Any, ...]:
+        terms = [
+            (each.count, each.corners, each.weights, np.float32(factor), lattice, memory.parts[part])
+            for each, factor, lattice, memory in zip(
+                self._lattices, self._factors, lattices, self._workspaces, strict=True
+            )
+        ]
+        nothing = np.zeros((1, len(self._row)), np.float32)
+        absent = ((), np.zeros((0, 0), np.int32), np.zeros((0, 0), np.float32), np.float32(0), nothing, nothing)
+        return (*terms, *[absent] * (2 - len(terms)))
+
+
+def _fill_rows(
+    probs: FloatArray, unary: Callable[[FloatArray], FloatArray], rows: FloatArray, start: int, stop: int
+) -> None:
+    for first in range(start, stop, _BLOCK):
+        last = min(first + _BLOCK, stop)
+        rows[first:last, :, probs.shape[1] :] = -np.inf
+        kernels.fill_rows(unary(probs[:, :, first:last]), rows[first:last])
+
+
 def mean_field(
     lattices: Sequence[PointLattice],
     factors: Sequence[float],
-    logits: FloatArray,
-    group: int,
+    probs: FloatArray,
+    unary: Callable[[FloatArray], FloatArray],
     iterations: int,
     tolerance: float = 0.0,
     threads: int = 1,
 ) -> FloatArray:
-    """Mean field of a dense CRF, Q <- softmax(logits + sum_m factor_m W_m Q).
+    """Mean field of R dense CRFs on the same points, Q <- softmax(unary(P) + sum_m factor_m W_m Q).
 
     Args:
-        lattices: one a kernel, normalised.
+        lattices: one a kernel, normalised; at most two.
         factors: Potts weight of each.
-        logits: (N,L) float32, the negative unary energy, -inf in lanes without a class.
-        group: lanes of one distribution (`lane_count`), a row may hold several.
+        probs: (R,K,N) float32, read only.
+        unary: gives the negative unary energies (the logits) of a block (R,K,n) of probabilities; by NumPy or any other
+            means that does not start threads.
         iterations: >= 0.
         tolerance: stops when no probability changed by more; 0 makes all iterations.
         threads: that share the work.
 
     Returns:
-        (N,L) float32, 0 in lanes without a class.
+        (R,K,N) float32.
     """
-    points, lanes = logits.shape
-    q, updated = np.zeros_like(logits), np.empty_like(logits)
-    softmax = partial(kernels.softmax, _vector(group), (0,) * group)
-    _run(partial(softmax, logits, q), points, threads)
-    terms = [(lattice, factor, lattice.workspace(lanes)) for lattice, factor in zip(lattices, factors, strict=True)]
-    for _ in range(iterations if lattices else 0):
-        start = logits
-        for lattice, factor, workspace in terms:
-            lattice.filter_add(q, start, factor, updated, workspace, threads=threads)
-            start = updated
-        if max(_run(partial(softmax, updated, q), points, threads)) < tolerance:
+    field, last = _MeanField(lattices, factors, probs, unary, threads), iterations if lattices else 0
+    field.step(receive=False, spread=last > 0, keep=last == 0 or tolerance > 0)
+    for iteration in range(1, last + 1):
+        done = iteration == last
+        change = field.step(spread=not done, keep=done or tolerance > 0, compare=tolerance > 0)
+        if tolerance > 0 and change < tolerance:
             break
-    return q
-
-
-def _vector(lanes: int) -> tuple[int, ...]:
-    """Tuple whose length is the width of the vectors that rows of so many lanes are made of."""
-    return (0,) * (_SMALLEST if lanes % 8 else 8 if lanes % 16 else 16)
+    return field.q
 
 
 def _build(features: FloatArray, threads: int) -> tuple[FloatArray, FloatArray, list[FloatArray]]:
@@ -216,7 +317,7 @@ def _build(features: FloatArray, threads: int) -> tuple[FloatArray, FloatArray, 
     keys, orders = np.empty(points, np.int64), np.empty(points, np.int32)
     weights = np.empty((points, dimensions + 1), np.float32)
     simplices = partial(kernels.enclosing_simplices, features, scales, shifts, low, keys, orders, weights)
-    _run(simplices, points, threads)
+    run_points(simplices, points, threads)
     corners, units = np.empty((points, dimensions + 1), np.int32), 1 << shifts
     table, vertices = kernels.number_vertices(keys, orders, units, corners)
     diagonal = int(units.sum())
@@ -253,7 +354,3 @@ def _key_layout(features: FloatArray) -> tuple[FloatArray, FloatArray, FloatArra
     check_key_bits(bits)
     shifts = np.array([sum(bits[axis + 1 :]) for axis in range(dimensions)], np.int64)
     return scales, smallest, shifts
-
-
-def _run(work: Callable[[int, int], Result], rows: int, threads: int) -> list[Result]:
-    return run_ranges(work, rows, min(threads, rows // _ROWS))

@@ -450,3 +450,51 @@ def test_gpu_equals_cpu(options: dict[str, object]) -> None:
         results.append((value.cpu(), gradient.cpu()))
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=0)
     assert (results[0][1] - results[1][1]).abs().max() < 1e-4 * results[0][1].abs().max()
+
+
+@pytest.mark.parametrize("classes", [3, 4, 8])  # with and without a spare lane for the mask
+@pytest.mark.parametrize("form", ["reference", "paper"])
+@pytest.mark.parametrize("normalize", ["none", "row", "mean"])
+@pytest.mark.parametrize(("gradient", "live"), [("reference", True), ("exact", True), ("exact", False)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_energy_equals_the_torch_one(
+    monkeypatch: pytest.MonkeyPatch,
+    classes: int,
+    form: str,
+    normalize: str,
+    gradient: str,
+    live: bool,
+    dtype: torch.dtype,
+) -> None:
+    images, probs, valid, labels = example((19, 22), classes, 3, dtype)
+    loss = DenseEnergyLoss(
+        1.0, backend="lattice", form=form, normalize=normalize, gradient=gradient, differentiate_gate=live,
+        include_self=True, sigma_xy=20,
+    )  # fmt: skip
+    results = []
+    for compiled in (True, False):
+        monkeypatch.setattr("rrm.losses.has_compiled_lattice", lambda compiled=compiled: compiled)
+        leaf = probs.clone().requires_grad_()
+        value = loss(images, leaf, valid, labels)
+        torch.testing.assert_close(loss(images, probs, valid, labels), value.detach(), rtol=0, atol=0)
+        results.append((value.detach(), *torch.autograd.grad(3 * value, leaf)))
+    tolerance = 2e-5 if dtype == torch.float32 else 1e-6
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=tolerance, atol=0)
+    assert (results[0][1] - results[1][1]).abs().max() < tolerance * results[1][1].abs().max()
+
+
+@pytest.mark.parametrize("gradient", ["reference", "exact"])
+def test_threads_do_not_change_the_energy(gradient: str) -> None:
+    threads, results = torch.get_num_threads(), []
+    images, probs, valid, labels = example((101, 93), 5, 1, torch.float32)
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            leaf = probs.clone().requires_grad_()
+            value = DenseEnergyLoss(1.0, gradient=gradient, scale=1)(images, leaf, valid, labels)
+            results.append((value.detach(), *torch.autograd.grad(value, leaf)))
+    finally:
+        torch.set_num_threads(threads)
+    for value, slope in results[1:]:
+        assert torch.equal(value, results[0][0])
+        assert torch.equal(slope, results[0][1])
