@@ -11,6 +11,7 @@ passes back a gradient that is not the derivative. `DenseEnergyLoss` has a switc
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch import nn
 from rrm.errors import RRMError
 from rrm.gaussian import GaussianFilter, has_compiled_lattice, position_colour_features
 from rrm.labels import IGNORE
-from rrm.parallel import map_in_threads
+from rrm.parallel import map_in_threads, run_ranges
 
 _CLASSIFICATION = ("multilabel-soft-margin", "softmax")
 _CROSS_ENTROPY = ("balanced", "mean", "sum")
@@ -496,8 +497,38 @@ def _scaled(maps: torch.Tensor, scale: float) -> torch.Tensor:
 
 
 def _halved(maps: torch.Tensor) -> torch.Tensor:
-    """`_scaled` by 0.5, in a sixth of the time: cell centres lie between two pixels, so it is a mean of four."""
-    return F.avg_pool2d(maps, 2) if min(maps.shape[2:]) > 1 else _scaled(maps, 0.5)
+    """`_scaled` by 0.5, faster: cell centres lie between two pixels, so it is a mean of four."""
+    if min(maps.shape[2:]) == 1:
+        return _scaled(maps, 0.5)
+    if maps.device.type != "cpu" or not has_compiled_lattice():
+        return F.avg_pool2d(maps, 2)
+    halved: torch.Tensor = _CompiledHalving.apply(maps)
+    return halved
+
+
+class _CompiledHalving(torch.autograd.Function):
+    """Mean of each two by two pixels of (N,K,H,W); threads share the planes."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: torch.Tensor) -> torch.Tensor:
+        from rrm.gaussian.kernels import halve
+
+        ctx.shape = maps.shape
+        size = (maps.shape[2] // 2, maps.shape[3] // 2)
+        result = maps.new_empty(*maps.shape[:2], *size)
+        planes = maps.detach().contiguous().flatten(0, 1)
+        run_ranges(partial(halve, planes.numpy(), result.flatten(0, 1).numpy()), len(planes), torch.get_num_threads())
+        return result
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: torch.Tensor) -> torch.Tensor:
+        from rrm.gaussian.kernels import halve_transposed
+
+        result, planes = grad_output.new_empty(ctx.shape), grad_output.contiguous().flatten(0, 1)
+        work = partial(halve_transposed, planes.numpy(), result.flatten(0, 1).numpy())
+        run_ranges(work, len(planes), torch.get_num_threads())
+        return result
 
 
 def _masked_mean(pixels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -463,3 +463,27 @@ def energy_gather(row: Any, count: Any, scores: Any, mask: Any, gate: Any, by_ro
             plane, out = planes[channel], slope[channel, first : first + size]
             for i in range(size):
                 out[i] = outer[i] * plane[i]
+
+
+@_compiled
+def halve(planes: Any, out: Any, start: int, stop: int) -> None:
+    """Write the mean of each two by two pixels of planes (P,H,W) to (P,H//2,W//2), for a range of planes."""
+    for plane in range(start, stop):
+        for y in range(out.shape[1]):
+            above, below, target = planes[plane, 2 * y], planes[plane, 2 * y + 1], out[plane, y]
+            for x in range(len(target)):
+                target[x] = (above[2 * x] + above[2 * x + 1] + below[2 * x] + below[2 * x + 1]) * np.float32(0.25)
+
+
+@_compiled
+def halve_transposed(planes: Any, out: Any, start: int, stop: int) -> None:
+    """The transpose of `halve`: a quarter of each pixel to the two by two it was made of, 0 to an odd row or column."""
+    for plane in range(start, stop):
+        out[plane, 2 * planes.shape[1] :] = 0
+        for y in range(planes.shape[1]):
+            source, above = planes[plane, y], out[plane, 2 * y]
+            above[2 * len(source) :] = 0
+            for x in range(len(source)):
+                above[2 * x] = source[x] * np.float32(0.25)
+                above[2 * x + 1] = source[x] * np.float32(0.25)
+            out[plane, 2 * y + 1] = above

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from rrm.errors import RRMError
-from rrm.losses import DenseEnergyLoss, balanced_cross_entropy, classification_loss, joint_loss
+from rrm.losses import DenseEnergyLoss, _halved, balanced_cross_entropy, classification_loss, joint_loss
 
 
 def example(
@@ -498,3 +498,17 @@ def test_threads_do_not_change_the_energy(gradient: str) -> None:
     for value, slope in results[1:]:
         assert torch.equal(value, results[0][0])
         assert torch.equal(slope, results[0][1])
+
+
+@pytest.mark.parametrize("size", [(2, 2), (9, 8), (8, 9), (1, 6), (32, 33)])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_half_size_is_bilinear(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], compiled: bool) -> None:
+    monkeypatch.setattr("rrm.losses.has_compiled_lattice", lambda: compiled)
+    maps = torch.rand(2, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    if size[0] == 1:
+        with pytest.raises((RRMError, RuntimeError)):  # no pixel is left; the loss refuses such images before
+            _halved(maps)
+        return
+    expected = F.interpolate(maps, scale_factor=0.5, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(_halved(maps), expected)
+    assert torch.autograd.gradcheck(_halved, (maps,))
