@@ -1,4 +1,7 @@
-"""What each training stage minimises: classification, one-step RRM (Algorithm 1) or segmentation on given masks."""
+"""What each training stage minimises: classification, one-step RRM (Algorithm 1) or segmentation on given masks.
+
+The parts of a one-step training step are named for profilers (`rrm.cam`, `rrm.mining` and so on).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from rrm.cam import multi_scale_cam, normalize_cam, resize
 from rrm.losses import DenseEnergyLoss, balanced_cross_entropy, classification_loss
@@ -99,27 +103,31 @@ class OneStepTask:
 
     def mined_labels(self, batch: Batch, images: Tensor) -> Tensor:
         """Reliable labels (N,H,W) int64 of the current network, 255 elsewhere; `images` are normalised."""
-        with torch.no_grad(), evaluation_mode(self.network, keep_dropout=self.cam["dropout"]):
-            cams = multi_scale_cam(
-                self.network.forward_cam, images, scales=self.cam["scales"], average=self.cam["average"]
-            )
-        photos = batch["images"].round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-        scores = normalize_cam(cams.float(), batch["present"])
-        return self.rule.mine(photos, scores, batch["present"], batch["valid"]).long()
+        with record_function("rrm.cam"):
+            with torch.no_grad(), evaluation_mode(self.network, keep_dropout=self.cam["dropout"]):
+                cams = multi_scale_cam(
+                    self.network.forward_cam, images, scales=self.cam["scales"], average=self.cam["average"]
+                )
+            scores = normalize_cam(cams.float(), batch["present"])
+        with record_function("rrm.mining"):
+            photos = batch["images"].round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+            return self.rule.mine(photos, scores, batch["present"], batch["valid"]).long()
 
     def losses(self, batch: Batch, progress: float) -> Mapping[str, Tensor]:
         """Classification loss, cross-entropy on the mined labels and energy of a batch."""
         images = self.network.normalize(batch["images"])
         labels = self.mined_labels(batch, images)
-        output = self.network(images)
-        logits = resize(output.segmentation.float(), (labels.shape[1], labels.shape[2]))
-        return {
-            "classification": classification_loss(
-                output.class_logits.float(), batch["present"], self.kinds["classification"]
-            ),
-            "cross_entropy": balanced_cross_entropy(logits, labels, self.kinds["cross_entropy"]),
-            **self.energy(batch, logits, labels, progress),
-        }
+        with record_function("rrm.forward"):
+            output = self.network(images)
+        with record_function("rrm.cross_entropy"):
+            logits = resize(output.segmentation.float(), (labels.shape[1], labels.shape[2]))
+            cross_entropy = balanced_cross_entropy(logits, labels, self.kinds["cross_entropy"])
+        with record_function("rrm.classification"):
+            scores = output.class_logits.float()
+            classification = classification_loss(scores, batch["present"], self.kinds["classification"])
+        with record_function("rrm.energy"):
+            energy = self.energy(batch, logits, labels, progress)
+        return {"classification": classification, "cross_entropy": cross_entropy, **energy}
 
 
 def multi_scale_logits(forward: Callable[[Tensor], Tensor], images: Tensor, scales: Sequence[float]) -> list[Tensor]:

@@ -21,6 +21,7 @@ from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from rrm.errors import RRMError
 from rrm.progress import Progress
@@ -247,11 +248,14 @@ class _Stepper:
         torch.manual_seed(step_seed(options.seed, step))
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
-        for part, share in _split(_to_device(batch, options.device), options.accumulate):
+        with record_function("rrm.transfer"):
+            batch = _to_device(batch, options.device)
+        for part, share in _split(batch, options.accumulate):
             with torch.autocast(options.device, dtype=self.dtype, enabled=self.half):
                 terms = self.task.losses(part, step / options.steps)
-            total = torch.stack([term.float() for term in terms.values()]).sum()
-            self.scaler.scale(total * share).backward()  # type: ignore[no-untyped-call]
+            with record_function("rrm.backward"):
+                total = torch.stack([term.float() for term in terms.values()]).sum()
+                self.scaler.scale(total * share).backward()  # type: ignore[no-untyped-call]
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0.0) + float(term.detach()) * share
         return sums
@@ -320,9 +324,11 @@ def fit(
         recorder = stack.enter_context(_Recorder(run, start))
         for step, batch in zip(range(start, options.steps), batches(start), strict=False):
             lr = set_learning_rate(optimizer, step, options.steps, options.power, schedule=options.schedule)
-            terms = stepper(batch, step)
-            _check_finite(terms, step, run)
-            stepper.apply()
+            with record_function("rrm.step"):
+                terms = stepper(batch, step)
+                _check_finite(terms, step, run)
+                with record_function("rrm.optimizer"):
+                    stepper.apply()
             recorder.add(step, {**terms, "lr": lr})
             progress.update(1, {**terms, "lr": lr})
             done = step + 1
