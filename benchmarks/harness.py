@@ -1,7 +1,8 @@
 """Times several sides of one comparison against each other, in one process, and writes what was measured.
 
 The sides take turns, so that a change of the machine's load meets all of them; each has warm-up rounds that do not
-count. Reported are the median and the quartiles of the wall time, and the ratio of the medians to the first side.
+count. Reported are the median and the quartiles of the wall time, and the ratio of the medians to the first side. All
+benchmarks write files of one schema (`schema.json`), those of peak memory too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 
+FORMAT = 2
 PACKAGES = ("torch", "numpy", "numba", "pydensecrf2", "triton")
 
 
@@ -40,7 +42,8 @@ def compare(
             if turn >= warmup:
                 times[name].append(1e3 * elapsed)
     reference = statistics.median(next(iter(times.values())))
-    return {"case": case, "facts": facts, "sides": {name: _summary(each, reference) for name, each in times.items()}}
+    sides = {name: time_summary(each, reference) for name, each in times.items()}
+    return {"case": case, "facts": facts, "sides": sides}
 
 
 def _timed(run: Callable[[], Any]) -> float:
@@ -56,14 +59,27 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def _summary(times: list[float], reference: float) -> dict[str, float]:
+def time_summary(times: Sequence[float], reference: float) -> dict[str, float]:
+    """Median and quartiles of times in ms, and how much faster than `reference` ms the median is."""
+    spread = quartiles(times)
+    return {**spread, "repeats": len(times), "speedup": round(reference / statistics.median(times), 3)}
+
+
+def quartiles(times: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles of at least two times in ms."""
     q1, median, q3 = statistics.quantiles(times, n=4, method="inclusive")
+    return {"median_ms": round(median, 3), "q1_ms": round(q1, 3), "q3_ms": round(q3, 3)}
+
+
+def memory_summary(peaks: Sequence[float], reference: float) -> dict[str, float]:
+    """Median and range of peaks in MiB, and the median's ratio to `reference` MiB (below 1 is less)."""
+    median = statistics.median(peaks)
     return {
-        "median_ms": round(median, 3),
-        "q1_ms": round(q1, 3),
-        "q3_ms": round(q3, 3),
-        "repeats": len(times),
-        "speedup": round(reference / median, 3),
+        "peak_mib": round(median, 2),
+        "lowest_mib": round(min(peaks), 2),
+        "highest_mib": round(max(peaks), 2),
+        "repeats": len(peaks),
+        "ratio": round(median / reference, 3),
     }
 
 
@@ -117,15 +133,40 @@ def busy_machine(processes: int) -> Iterator[None]:
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    """The results as a table, one row a side."""
-    lines = ["| case | side | median ms | quartiles | times faster |", "|---|---|---|---|---|"]
-    for result in results:
-        for name, side in result["sides"].items():
-            quartiles = f"{side['q1_ms']:.1f} to {side['q3_ms']:.1f}"
-            lines.append(
-                f"| {result['case']} | {name} | {side['median_ms']:.1f} | {quartiles} | {side['speedup']:.2f} |"
-            )
-    return "\n".join(lines)
+    """The results as tables: times and memory with one row a side, and the parts of the times where there are any."""
+    sides = [(result["case"], name, side) for result in results for name, side in result["sides"].items()]
+    timed = [_row(case, name, _times(side), f"{side['speedup']:.2f}") for case, name, side in sides if _is_timed(side)]
+    held = [_row(case, name, *_peaks(side)) for case, name, side in sides if not _is_timed(side)]
+    parts = [
+        _row(case, f"{name}: {stage}", _times(part), f"{part['share']:.1%}")
+        for case, name, side in sides
+        for stage, part in side.get("stages", {}).items()
+    ]
+    return "\n\n".join(
+        "\n".join([_row("case", "side", *columns), "|---" * 5 + "|", *rows])
+        for columns, rows in (
+            (("median ms | quartiles", "times faster"), timed),
+            (("median ms | quartiles", "share"), parts),
+            (("peak MiB | range", "ratio"), held),
+        )
+        if rows
+    )
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _is_timed(side: Mapping[str, Any]) -> bool:
+    return "median_ms" in side
+
+
+def _times(side: Mapping[str, Any]) -> str:
+    return f"{side['median_ms']:.1f} | {side['q1_ms']:.1f} to {side['q3_ms']:.1f}"
+
+
+def _peaks(side: Mapping[str, Any]) -> tuple[str, str]:
+    return f"{side['peak_mib']:.1f} | {side['lowest_mib']:.1f} to {side['highest_mib']:.1f}", f"{side['ratio']:.2f}"
 
 
 def write(path: Path, results: list[dict[str, Any]], facts: Mapping[str, Any]) -> None:
@@ -133,5 +174,5 @@ def write(path: Path, results: list[dict[str, Any]], facts: Mapping[str, Any]) -
     print(markdown(results), flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps({"format": 1, "machine": facts, "results": results}, indent=1) + "\n")
+    temporary.write_text(json.dumps({"format": FORMAT, "machine": facts, "results": results}, indent=1) + "\n")
     os.replace(temporary, path)
