@@ -9,11 +9,15 @@ CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 CONFIG ?=
 # More arguments for snakemake, such as SNAKEMAKE_ARGS="--dry-run" or "--workflow-profile profiles/slurm".
 SNAKEMAKE_ARGS ?=
+# Where the benchmarks work, and a folder of JPEG files for them; none: made photos.
+DEVICE ?= cpu
+PHOTOS ?=
 PYTEST_ARGS ?= -n $(CORES) --dist loadfile
 
 BIN := $(VENV)/bin
 LOCKS := requirements-dev.txt requirements-build.txt pyproject.toml
 STAMP := $(VENV)/.installed
+BENCH_ARGS = --device $(DEVICE) $(if $(PHOTOS),--photos $(PHOTOS))
 SNAKEFILES := Snakefile workflow
 export PATH := $(abspath $(BIN)):$(PATH)
 
@@ -32,11 +36,13 @@ install: $(STAMP) ## virtual environment with the locked packages, in .venv
 test: $(STAMP) ## all tests
 	@OMP_NUM_THREADS=1 python -m pytest $(PYTEST_ARGS)
 
-bench: $(STAMP) ## CRF, mining and energy against pydensecrf, on one thread, on all, and on a busy machine; PHOTOS=folder of JPEGs
+bench: $(STAMP) ## speed and memory of CRF, mining and energy against pydensecrf; a training step by parts; PHOTOS=folder, DEVICE=cuda
 	@for how in '1 0' '$(CORES) 0' '$(CORES) $(CORES)'; do \
 	  set -- $$how; echo "+ $$1 threads, $$2 busy processes"; \
-	  python -m benchmarks.filtering --threads $$1 --busy $$2 $(if $(PHOTOS),--photos $(PHOTOS)) \
-	    --out results/benchmarks/filtering_$$1_$$2.json; \
+	  python -m benchmarks.filtering --threads $$1 --busy $$2 $(BENCH_ARGS) --out results/benchmarks/filtering_$$1_$$2.json; \
+	done
+	@for what in training_step memory; do \
+	  echo "+ $$what"; python -m benchmarks.$$what --threads $(CORES) $(BENCH_ARGS) --out results/benchmarks/$$what.json; \
 	done
 
 lint: $(STAMP) ## all linters, nothing is changed

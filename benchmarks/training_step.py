@@ -1,7 +1,7 @@
 """One training step of RRM (Algorithm 1), part by part, as the training loop runs it.
 
     python -m benchmarks.training_step --threads 2 --out results/benchmarks/training_step.json
-    python -m benchmarks.training_step --device cuda --size paper --precision bfloat16 --out FILE [--photos DIR]
+    python -m benchmarks.training_step --device cuda --precision bfloat16 --out FILE [--photos DIR]
 
 `rrm.training.fit` trains a network with random weights on one batch of photos, over and over, with a learning rate that
 leaves the weights as they are. The parts are the scopes that the package names for profilers (`rrm.cam`, `rrm.mining`
@@ -217,7 +217,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--recipe", choices=tuple(ONE_STEP_RECIPES), default="reference")
-    parser.add_argument("--size", choices=tuple(SIZES), default="small", help="paper: ResNet-38, 4 crops of 321x321")
+    parser.add_argument("--size", choices=tuple(SIZES), help="paper: ResNet-38, 4 crops of 321x321, default on a GPU")
     parser.add_argument("--config", type=Path, nargs="+", default=[], help="config files instead of recipe and size")
     parser.add_argument("--backbone")
     parser.add_argument("--network", type=json.loads, default={}, help='JSON over its options, as {"width": 0.25}')
@@ -239,7 +239,8 @@ def main(given: Sequence[str] | None = None) -> None:
     }
     prepare_process(asked.threads)
     with busy_machine(asked.busy):
-        values = options(asked.recipe, asked.size, asked.config, changes)
+        size = asked.size or ("paper" if asked.device == "cuda" else "small")
+        values = options(asked.recipe, size, asked.config, changes)
         result = profile(values, asked.photos, asked.device, asked.repeats, asked.warmup)
     result["facts"]["photos"] = "given photos" if asked.photos else "made photos"
     write(asked.out, [result], metadata(asked.threads, asked.busy))

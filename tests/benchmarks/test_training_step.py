@@ -23,9 +23,9 @@ def unprepared(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("unprepared")
-def test_parts_make_up_the_step(tmp_path: Path, schema: dict[str, Any]) -> None:
+def test_parts_make_up_the_step(tmp_path: Path, folder: Path, schema: dict[str, Any]) -> None:
     out = tmp_path / "out.json"
-    common = ["--threads", "1", "--repeats", "2", "--warmup", "1", "--out", str(out)]
+    common = ["--threads", "1", "--repeats", "2", "--warmup", "1", "--photos", str(folder), "--out", str(out)]
     training_step.main([*common, *TINY])
     written = json.loads(out.read_text())
     jsonschema.validate(written, schema)
@@ -49,10 +49,10 @@ def test_one_side_without_a_crf_or_without_pydensecrf(found: bool, monkeypatch: 
     assert list(training_step.tasks(values)) == ["rrm"]
 
 
-def test_scopes_are_seen_by_profilers() -> None:
+def test_scopes_are_seen_by_profilers(folder: Path) -> None:
     changes = {"train": {"crop": 32, "batch_size": 1}, "network": {"options": {"width": 1 / 16, "head_dilation": 2}}}
     task = training_step.tasks(training_step.options("reference", "small", [], changes))["rrm"]
-    batch = training_step.batch_of(None, 1, 32, pinned=False)
+    batch = training_step.batch_of(folder, 1, 32, pinned=False)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
         task.losses(batch, 0.0)
     names = {event.key.removeprefix("rrm.") for event in seen.key_averages() if event.key.startswith("rrm.")}
