@@ -28,6 +28,8 @@ Array = TypeVar("Array", npt.NDArray[Any], torch.Tensor)
 
 PROBABILITY_FLOOR = 1e-5
 _BACKENDS = ("auto", "lattice", "exact", "pydensecrf")
+_LARGEST_NUMBER = 1e12  # of a parameter, and its inverse the smallest: what is made of them stays finite in float32
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LARGEST_COORDINATE = 8000.0  # lattice keys of pydensecrf are 16-bit
 
 _PRESETS: dict[str, dict[str, float]] = {
@@ -52,9 +54,16 @@ def to_tensor(array: npt.NDArray[Any] | torch.Tensor, name: str) -> torch.Tensor
         tensor([1., 1.])
     """
     if isinstance(array, torch.Tensor):
+        if array.layout != torch.strided or array.is_meta:
+            raise RRMError(f"{name}: expected a dense tensor, got {array.layout} on {array.device}: use to_dense()")
         return array.detach()
     if isinstance(array, np.ndarray):
-        return torch.from_numpy(np.require(array, requirements=("C", "W")))
+        try:
+            return torch.from_numpy(np.require(array, requirements=("C", "W")))
+        except (TypeError, ValueError):
+            raise RRMError(
+                f"{name}: expected a dtype of torch's in native byte order, got {array.dtype!r}: use astype"
+            ) from None
     raise RRMError(f"{name}: expected a NumPy array or a torch tensor, got {type(array).__name__}: convert it first")
 
 
@@ -133,7 +142,7 @@ class DenseCRF:
             _check_number(name, getattr(self, name), positive=True)
         for name in ("gaussian_weight", "bilateral_weight", "tolerance"):
             _check_number(name, getattr(self, name), positive=False)
-        if int(self.iterations) != self.iterations or self.iterations < 0:
+        if not isinstance(self.iterations, (int, np.integer)) or self.iterations < 0:
             raise RRMError(f"DenseCRF iterations: expected an integer >= 0, got {self.iterations!r}: use 10")
         if self.backend not in _BACKENDS:
             raise RRMError(f"DenseCRF backend: expected one of {', '.join(_BACKENDS)}, got {self.backend!r}: use auto")
@@ -214,8 +223,9 @@ class DenseCRF:
         return like(self._run([image], [probs])[0], probs)
 
     def _run(self, images: Any, probs: Any) -> list[torch.Tensor]:
-        if len(images) != len(probs):
-            raise RRMError(f"DenseCRF batch: expected as many images as probs, got {len(images)} and {len(probs)}")
+        count = len(images) if isinstance(images, (list, tuple)) or _dimensions(images, "image") > 0 else 0
+        if count != len(probs):
+            raise RRMError(f"DenseCRF batch: expected as many images as probs, got {count} and {len(probs)}")
         items = [self._item(image, each) for image, each in zip(images, probs, strict=True)]
         return [q.view(each.shape) for q, each in zip(self._solve(items), probs, strict=True)]
 
@@ -347,7 +357,7 @@ def _pydensecrf(crf: DenseCRF, item: _Item) -> torch.Tensor:
     results = []
     for logits in item.logits(crf.temperature).cpu():
         model = package.DenseCRF2D(width, height, classes)
-        model.setUnaryEnergy((-logits).reshape(classes, -1).numpy())
+        model.setUnaryEnergy((-logits).reshape(classes, -1).contiguous().numpy())
         if crf.gaussian_weight > 0:
             model.addPairwiseGaussian(sxy=crf.gaussian_sigma, compat=crf.gaussian_weight)
         if crf.bilateral_weight > 0:
@@ -369,10 +379,10 @@ def unary_energy(probs: torch.Tensor) -> torch.Tensor:
 
 
 def _check_number(name: str, value: Any, positive: bool) -> None:
-    ok = isinstance(value, (int, float)) and np.isfinite(value) and (value > 0 if positive else value >= 0)
-    if not ok:
+    lowest = 1 / _LARGEST_NUMBER if positive else 0
+    if not isinstance(value, (int, float)) or not lowest <= value <= _LARGEST_NUMBER:
         raise RRMError(
-            f"DenseCRF {name}: expected a finite number {'>' if positive else '>='} 0, got {value!r}: change it"
+            f"DenseCRF {name}: expected a number of {lowest:g} to {_LARGEST_NUMBER:g}, got {value!r}: change it"
         )
 
 
@@ -395,7 +405,9 @@ def _check_probabilities(probs: torch.Tensor, size: tuple[int, ...]) -> None:
             f"probs: expected shape (K,{size[0]},{size[1]}) with K >= 1 to fit the image, or (R,K,...) for R CRFs, "
             f"got {tuple(probs.shape)}: resize them to the image; a batch needs (N,H,W,3) and (N,K,H,W)"
         )
-    if not probs.is_floating_point():
-        raise RRMError(f"probs: expected a floating dtype, got {probs.dtype}: pass probabilities in 0..1")
+    if probs.dtype not in _FLOATING:
+        raise RRMError(
+            f"probs: expected a floating dtype of 16 to 64 bits, got {probs.dtype}: pass probabilities in 0..1"
+        )
     if not all(bool(torch.isfinite(bound)) for bound in probs.aminmax()):  # NaN passes through both
         raise RRMError("probs: expected finite numbers, got NaN or infinity: look at what made them")
