@@ -11,6 +11,7 @@ batches are worked on, on the device of the CAMs; on the CPU the CRFs of several
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -72,13 +73,13 @@ class RegionRule:
         if self.padding not in _PADDING:
             raise RRMError(f"padding: expected one of {', '.join(_PADDING)}, got {self.padding!r}: choose one of them")
         for name in ("ratio", "crf_scale"):
-            if not 0 < getattr(self, name) <= 1:
+            if not _is_number(getattr(self, name)) or not 0 < getattr(self, name) <= 1:
                 raise RRMError(f"{name}: expected a number in (0, 1], got {getattr(self, name)!r}: change it")
         for name in ("score_threshold", "background_threshold", "crf_confidence"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) <= 1:
                 raise RRMError(f"{name}: expected a number in 0..1, got {getattr(self, name)!r}: change it")
         for name in ("resolved_cam_exponent", "crf_exponent"):
-            if not getattr(self, name) > 0:
+            if not _is_number(getattr(self, name)) or not getattr(self, name) > 0:
                 raise RRMError(
                     f"{name.removeprefix('resolved_')}: expected a number > 0, got {getattr(self, name)!r}: use 4"
                 )
@@ -292,6 +293,10 @@ def _present_channels(cams: torch.Tensor, present: torch.Tensor) -> _Channels:
     return _Channels(chosen, F.pad(order + 1, (1, 0)), counts)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real)
+
+
 def _with_background(cams: torch.Tensor, exponent: float) -> torch.Tensor:
     return torch.cat([background_score(cams, exponent)[:, None], cams], dim=1)
 
@@ -336,8 +341,9 @@ def _resized(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def _check_batch(images: torch.Tensor, cams: torch.Tensor, present: torch.Tensor, valid: torch.Tensor | None) -> None:
-    counts = [len(each) for each in (images, cams, present)] + ([] if valid is None else [len(valid)])
-    if len(set(counts)) != 1:
+    given = (images, cams, present) if valid is None else (images, cams, present, valid)
+    counts = [len(each) if each.ndim else None for each in given]
+    if len(set(counts)) != 1 or None in counts:
         raise RRMError(
             f"mine_regions: expected one batch size, got {counts} (images, cams, present, valid): pass a batch of each"
         )
@@ -352,6 +358,8 @@ def _check_batch(images: torch.Tensor, cams: torch.Tensor, present: torch.Tensor
         raise RRMError(
             f"present: expected shape ({cams.shape[1]},) with fewer than 255 classes, got {tuple(present.shape[1:])}"
         )
+    if present.is_complex() or not bool(torch.isfinite(present).all()):
+        raise RRMError(f"present: expected booleans or finite numbers, got {present.dtype} or NaN: give 0 or 1 a class")
     if valid is not None and (valid.shape != cams[:, 0].shape or valid.dtype != torch.bool):
         raise RRMError(
             f"valid: expected bool {tuple(cams.shape[2:])}, got {valid.dtype} {tuple(valid.shape[1:])}: True marks "
