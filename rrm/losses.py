@@ -12,6 +12,7 @@ passes back a gradient that is not the derivative. `DenseEnergyLoss` has a switc
 from __future__ import annotations
 
 from functools import partial
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,8 @@ _FORMS = ("reference", "paper")
 _GRADIENTS = ("reference", "exact")
 _NORMALIZATIONS = ("none", "row", "mean")
 _BACKENDS = ("auto", "lattice", "exact")
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_LARGEST_NUMBER = 1e12  # of an option, and its inverse the smallest: what is made of them stays finite in float32
 
 
 def classification_loss(
@@ -202,10 +205,11 @@ class DenseEnergyLoss(nn.Module):
             labels: (N,H,W) integer, 255 = unlabelled; only that matters. None means all unlabelled (gate 1).
 
         Returns:
-            Scalar `weight` * mean over images; float32, or float64 for float64 probabilities.
+            Scalar `weight` * mean over images; float32, or float64 for float64 probabilities. It is not finite where
+            probabilities or mask are not: a look at the values would make a GPU wait, and the loop looks at the losses.
 
         Raises:
-            RRMError: shapes do not fit one another.
+            RRMError: kinds or shapes do not fit one another, or images hold NaN or infinity.
         """
         self._check_inputs(images, probs, valid, labels)
         with torch.autocast(device_type=probs.device.type, enabled=False):
@@ -255,15 +259,16 @@ class DenseEnergyLoss(nn.Module):
         _check_choice("energy backend", backend, _BACKENDS)
         _check_choice("energy normalize", self.normalize, _NORMALIZATIONS)
         for name in ("sigma_rgb", "sigma_xy"):
-            if not getattr(self, name) > 0:
+            if not _is_within(getattr(self, name), 1 / _LARGEST_NUMBER, _LARGEST_NUMBER):
                 raise RRMError(
-                    f"energy {name}: expected a number > 0, got {getattr(self, name)!r}: the default is a good start"
+                    f"energy {name}: expected a number of {1 / _LARGEST_NUMBER:g} to {_LARGEST_NUMBER:g}, got "
+                    f"{getattr(self, name)!r}: the default is a good start"
                 )
-        if not self.weight >= 0:
+        if not _is_within(self.weight, 0, _LARGEST_NUMBER):
             raise RRMError(f"energy weight: expected a number >= 0, got {self.weight!r}: use 0 to switch it off")
-        if not 0 < self.scale <= 1:
+        if not _is_within(self.scale, 0, 1) or self.scale == 0:
             raise RRMError(f"energy scale: expected a number in (0, 1], got {self.scale!r}: the authors use 0.5")
-        if self.grid is not None and (len(self.grid) != 2 or any(n < 2 or int(n) != n for n in self.grid)):
+        if self.grid is not None and not _is_grid(self.grid):
             raise RRMError(f"energy grid: expected an integer >= 2, two of them, or None, got {self.grid!r}: use 32")
         if self.backend == "lattice" and not self.include_self:
             raise RRMError("energy include_self: expected True with backend 'lattice', got False: use backend 'exact'")
@@ -275,7 +280,12 @@ class DenseEnergyLoss(nn.Module):
         valid: torch.Tensor | None,
         labels: torch.Tensor | None,
     ) -> None:
-        if images.ndim != 4 or images.shape[1] != 3 or probs.ndim != 4 or len(images) != len(probs) or 0 in probs.shape:
+        for name, each in (("images", images), ("probs", probs), ("valid", valid), ("labels", labels)):
+            _check_tensor(name, each, optional=name in ("valid", "labels"))
+        if probs.dtype not in _FLOATING:
+            raise RRMError(f"energy probs: expected a floating dtype of 16 to 64 bits, got {probs.dtype}: use float32")
+        shapes_fit = images.ndim == probs.ndim == 4 and images.shape[1] == 3 and len(images) == len(probs)
+        if not shapes_fit or 0 in images.shape or 0 in probs.shape:
             raise RRMError(
                 f"energy: expected images (N,3,H,W) and probs (N,K,H,W), got {_shape(images)} and {_shape(probs)}"
             )
@@ -539,6 +549,26 @@ def _as_map(given: torch.Tensor | None, otherwise: float, images: torch.Tensor) 
     if given is None:
         return torch.full_like(images[:, 0], otherwise)
     return given.to(images.device, images.dtype)
+
+
+def _is_within(value: Any, lowest: float, highest: float) -> bool:
+    number: Any = value if isinstance(value, Real) else None
+    return number is not None and bool(lowest <= number <= highest)
+
+
+def _is_grid(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(n, int) and n >= 2 for n in value)
+
+
+def _check_tensor(name: str, given: Any, optional: bool) -> None:
+    if given is None and optional:
+        return
+    if not isinstance(given, torch.Tensor):
+        raise RRMError(f"energy {name}: expected a torch tensor, got {type(given).__name__}: use torch.from_numpy")
+    if given.layout != torch.strided or given.is_meta or given.is_complex():
+        raise RRMError(
+            f"energy {name}: expected a dense real tensor, got {given.dtype}, {given.layout}, {given.device}"
+        )
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
