@@ -58,8 +58,11 @@ def to_tensor(array: npt.NDArray[Any] | torch.Tensor, name: str) -> torch.Tensor
             raise RRMError(f"{name}: expected a dense tensor, got {array.layout} on {array.device}: use to_dense()")
         return array.detach()
     if isinstance(array, np.ndarray):
+        held = np.require(array, requirements=("C", "W"))
+        if min(held.strides, default=0) < 0:  # axes of length 1 keep theirs
+            held = held.copy()
         try:
-            return torch.from_numpy(np.require(array, requirements=("C", "W")))
+            return torch.from_numpy(held)
         except (TypeError, ValueError):
             raise RRMError(
                 f"{name}: expected a dtype of torch's in native byte order, got {array.dtype!r}: use astype"
