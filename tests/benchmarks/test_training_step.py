@@ -65,3 +65,27 @@ def test_config_files_give_the_options() -> None:
     assert values.train.crop == 48
     assert values.mining.rule == "paper"
     assert values.network.options["width"] == 0.125
+
+
+def test_clock_on_a_gpu_reads_its_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(100))
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.tick = next(ticks)
+
+        def elapsed_time(self, later: Event) -> float:
+            return float(later.tick - self.tick)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    clock = training_step.Clock("cuda")
+    for _ in range(2):
+        with clock.scope("rrm.step"):
+            for name in ("rrm.cam", "rrm.mining", "rrm.cam"):
+                with clock.scope(name):
+                    pass
+    assert clock.steps() == [{"step": 7.0, "cam": 2.0, "mining": 1.0, "rest": 4.0}] * 2
