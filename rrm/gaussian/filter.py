@@ -15,10 +15,13 @@ import torch
 
 from rrm.errors import RRMError
 from rrm.gaussian.exact import ExactKernel
-from rrm.gaussian.lattice import BatchLattice
+from rrm.gaussian.lattice import BatchLattice, check_finite
 
 _BACKENDS = ("auto", "exact", "lattice")
 _NORMALIZATIONS = ("none", "symmetric")
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_MOST_DIMENSIONS = 15  # the compiled lattice keeps four bits a coordinate
+_LARGEST_FEATURE = 1e16  # squares are added up in float32
 
 
 class GaussianFilter:
@@ -96,10 +99,12 @@ class GaussianFilter:
         return self._filtered(values, transpose=True)
 
     def _filtered(self, values: torch.Tensor, transpose: bool) -> torch.Tensor:
+        _check_tensor(values, "values", "(B,N,K)")
         if (
             values.ndim != 3
             or tuple(values.shape[:2]) != self.shape
             or values.dtype not in (torch.float32, torch.float64)
+            or values.shape[2] == 0
         ):
             raise RRMError(
                 f"values: expected float32 or float64 ({self.shape[0]},{self.shape[1]},K) to fit the "
@@ -116,7 +121,7 @@ class _Apply(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor, kernel: Any, transpose: bool) -> torch.Tensor:
         ctx.kernel, ctx.transpose = kernel, transpose
-        result: torch.Tensor = kernel.filter(values.detach(), transpose)
+        result: torch.Tensor = kernel.filter(values.detach().resolve_neg(), transpose)
         return result
 
     @staticmethod
@@ -139,14 +144,28 @@ def _resolve(backend: str, include_self: bool) -> str:
     return backend if backend != "auto" else ("lattice" if include_self else "exact")
 
 
+def _check_tensor(tensor: Any, name: str, shape: str) -> None:
+    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+        what = type(tensor).__name__ if not isinstance(tensor, torch.Tensor) else f"a {tensor.layout} one"
+        raise RRMError(f"{name}: expected a dense torch tensor {shape}, got {what}: convert it (torch.from_numpy)")
+
+
 def _check_features(features: torch.Tensor) -> None:
-    if features.ndim != 3 or 0 in features.shape or not features.is_floating_point():
+    _check_tensor(features, "features", "(B,N,d)")
+    if features.ndim != 3 or 0 in features.shape or features.dtype not in _FLOATING:
         raise RRMError(
             f"features: expected float (B,N,d), none zero, got {features.dtype} "
             f"{tuple(features.shape)}: see position_colour_features"
         )
-    if not bool(torch.isfinite(features).all()):
-        raise RRMError("features: expected finite numbers, got NaN or infinity: look at the images and sigmas")
+    if features.shape[2] > _MOST_DIMENSIONS:
+        raise RRMError(f"features: expected at most {_MOST_DIMENSIONS} dimensions, got {features.shape[2]}: use fewer")
+    check_finite(bool(torch.isfinite(features).all()))
+    largest = float(features.abs().max())
+    if largest > _LARGEST_FEATURE:
+        raise RRMError(
+            f"features: expected numbers up to {_LARGEST_FEATURE:.0e} standard deviations, got {largest:.1e}: use larger "
+            "sigmas"
+        )
 
 
 def _build(features: torch.Tensor, backend: str, include_self: bool) -> Any:
@@ -172,10 +191,18 @@ def position_colour_features(
     Returns:
         (B, H*W, 5) in the images' floating dtype (float32 for integers), rows before columns.
 
+    Raises:
+        RRMError: images of another shape.
+
     Example:
         >>> position_colour_features(torch.zeros(1, 3, 1, 2), 2.0, 15.0)[0, 1].tolist()
         [0.5, 0.0, 0.0, 0.0, 0.0]
     """
+    _check_tensor(images, "images", "(B,3,H,W)")
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise RRMError(f"images: expected shape (B,3,H,W), got {tuple(images.shape)}: a single photo needs [None]")
+    if isinstance(sigma_xy, tuple) and len(sigma_xy) != 2:
+        raise RRMError(f"sigma_xy: expected a number or (sigma_x, sigma_y), got {sigma_xy!r}: give two")
     dtype = images.dtype if images.is_floating_point() else torch.float32
     batch, _, height, width = images.shape
     sigma_x, sigma_y = sigma_xy if isinstance(sigma_xy, tuple) else (sigma_xy, sigma_xy)

@@ -34,7 +34,7 @@ def enclosing_simplices(features: Any, scales: Any, shifts: Any, low: Any, keys:
         shifts: (d,) int64, place of each coordinate in a packed key, bits.
         low: (d,) int64, smallest coordinate.
         keys: (P,) int64, written: packed key of the corner with remainder 0.
-        orders: (P,) int32, written: coordinate of each rank, four bits each.
+        orders: (P,) int32 or, above seven dimensions, int64, written: coordinate of each rank, four bits each.
         weights: (P,d+1) float32, written: barycentric weights of the corners by remainder.
         start, stop: range of points.
     """
@@ -96,7 +96,7 @@ def _pack(origin: Any, rank: Any, shifts: Any, low: Any, size: int, keys: Any, o
     orders[:] = 0
     for axis in range(len(rank)):
         for i in range(size):
-            orders[i] |= np.int32(axis) << (np.int32(4) * rank[axis, i])
+            orders[i] |= orders.dtype.type(axis) << orders.dtype.type(4 * rank[axis, i])
     for axis in range(len(shifts)):
         for i in range(size):
             keys[i] += (origin[axis, i] - low[axis]) << shifts[axis]

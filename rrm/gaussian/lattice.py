@@ -31,6 +31,19 @@ def gain(dimensions: int) -> float:
     return 1.0 / (1.0 + 2.0 ** (-dimensions))
 
 
+def check_finite(finite: bool) -> None:
+    """Refuse features that are not all finite.
+
+    Raises:
+        RRMError: `finite` is False.
+
+    Example:
+        >>> check_finite(True)
+    """
+    if not finite:
+        raise RRMError("features: expected finite numbers, got NaN or infinity: look at the images and sigmas")
+
+
 def check_reach(coordinate: float) -> None:
     """Refuse lattice coordinates that float32 cannot hold to a fraction.
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from rrm.gaussian import kernels
-from rrm.gaussian.lattice import SIMD_WIDTH, check_key_bits, check_reach, gain
+from rrm.gaussian.lattice import SIMD_WIDTH, check_finite, check_key_bits, check_reach, gain
 from rrm.parallel import map_in_threads, run_ranges
 
 FloatArray = npt.NDArray[Any]
@@ -314,7 +314,7 @@ def _build(features: FloatArray, threads: int) -> tuple[FloatArray, FloatArray, 
     """Vertices (P,d+1) and weights (P,d+1) of each point, and per axis the neighbours (M,2) of each vertex."""
     dimensions, points = features.shape
     scales, low, shifts = _key_layout(features)
-    keys, orders = np.empty(points, np.int64), np.empty(points, np.int32)
+    keys, orders = np.empty(points, np.int64), np.empty(points, np.int32 if dimensions < 8 else np.int64)
     weights = np.empty((points, dimensions + 1), np.float32)
     simplices = partial(kernels.enclosing_simplices, features, scales, shifts, low, keys, orders, weights)
     run_points(simplices, points, threads)
@@ -342,6 +342,7 @@ def _key_layout(features: FloatArray) -> tuple[FloatArray, FloatArray, FloatArra
     axes = range(1, dimensions + 1)
     scales = np.array([1.0 / math.sqrt((axis + 1) * axis) * float(deviation) for axis in axes], np.float32)
     bounds = np.stack([features.min(axis=1), features.max(axis=1)]) * scales
+    check_finite(bool(np.isfinite(bounds).all()))
     low, high = np.zeros(dimensions + 1), np.zeros(dimensions + 1)
     for axis in range(dimensions, 0, -1):
         low[axis] = bounds[0, axis:].sum() - bounds[1, axis - 1] * axis
