@@ -171,8 +171,8 @@ def _peaks(side: Mapping[str, Any]) -> tuple[str, str]:
 
 def write(path: Path, results: list[dict[str, Any]], facts: Mapping[str, Any]) -> None:
     """Write results as JSON (`schema.json`) and print them."""
-    print(markdown(results), flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(json.dumps({"format": FORMAT, "machine": facts, "results": results}, indent=1) + "\n")
     os.replace(temporary, path)
+    print(markdown(results), flush=True)
