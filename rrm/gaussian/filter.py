@@ -22,6 +22,8 @@ _NORMALIZATIONS = ("none", "symmetric")
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MOST_DIMENSIONS = 15  # the compiled lattice keeps four bits a coordinate
 _LARGEST_FEATURE = 1e16  # squares are added up in float32
+_TRITON_CAPABILITY = (8, 0)
+_TRITON_DIMENSIONS = 16  # its kernels have no loops over dimensions: more would take long to compile
 
 
 class GaussianFilter:
@@ -33,7 +35,9 @@ class GaussianFilter:
         features: (B,N,d) float, in standard deviations; B independent sets of N points. CPU or CUDA.
         backend: "exact" (all pairs; memory bounded, time B N^2), "lattice" (time B N, float32 geometry) or "auto",
             which is the lattice unless `include_self` is False. On the CPU the lattice is compiled by Numba where that
-            is installed and plain torch elsewhere; CUDA has plain torch.
+            is installed, on CUDA both are compiled by Triton (`uses_triton`); elsewhere they are plain torch. Triton's
+            lattice adds up in no fixed order, so under `torch.use_deterministic_algorithms` plain torch takes its
+            place.
         include_self: whether j = i counts; the lattice cannot leave it out.
         normalization: "none", or "symmetric" for D^-1/2 W D^-1/2 with D = diag(W 1), that of the dense CRF.
 
@@ -136,6 +140,23 @@ def has_compiled_lattice() -> bool:
     return find_spec("numba") is not None
 
 
+def uses_triton(features: torch.Tensor) -> bool:
+    """Whether Triton's kernels filter these features.
+
+    They do for CUDA features (B,N,d) with d <= 16 on a GPU of compute capability 8.0 or more, where Triton is
+    installed.
+
+    Example:
+        >>> uses_triton(torch.zeros(1, 4, 2))
+        False
+    """
+    from importlib.util import find_spec
+
+    if features.device.type != "cuda" or torch.version.cuda is None or features.shape[2] > _TRITON_DIMENSIONS:
+        return False
+    return torch.cuda.get_device_capability(features.device) >= _TRITON_CAPABILITY and find_spec("triton") is not None
+
+
 def _resolve(backend: str, include_self: bool) -> str:
     if backend not in _BACKENDS:
         raise RRMError(f"GaussianFilter backend: expected one of {', '.join(_BACKENDS)}, got {backend!r}: choose one")
@@ -163,14 +184,28 @@ def _check_features(features: torch.Tensor) -> None:
     largest = float(features.abs().max())
     if largest > _LARGEST_FEATURE:
         raise RRMError(
-            f"features: expected numbers up to {_LARGEST_FEATURE:.0e} standard deviations, got {largest:.1e}: use larger "
-            "sigmas"
+            f"features: expected numbers up to {_LARGEST_FEATURE:.0e} standard deviations, got {largest:.1e}: use "
+            "larger sigmas"
         )
 
 
 def _build(features: torch.Tensor, backend: str, include_self: bool) -> Any:
-    if backend == "exact":
-        return ExactKernel(features, include_self)
+    return _exact(features, include_self) if backend == "exact" else _lattice(features)
+
+
+def _exact(features: torch.Tensor, include_self: bool) -> Any:
+    if uses_triton(features):
+        from rrm.gaussian.exact_triton import TritonExactKernel
+
+        return TritonExactKernel(features, include_self)
+    return ExactKernel(features, include_self)
+
+
+def _lattice(features: torch.Tensor) -> Any:
+    if uses_triton(features) and not torch.are_deterministic_algorithms_enabled():
+        from rrm.gaussian.lattice_triton import TritonLattice
+
+        return TritonLattice(features)
     if features.device.type == "cpu" and has_compiled_lattice():
         from rrm.gaussian.lattice_cpu import CompiledLattice
 

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
@@ -74,6 +75,83 @@ def check_key_bits(bits: list[int], more: int = 0) -> None:
             f"GaussianFilter: expected lattice keys of at most {KEY_BITS} bits, got {sum(bits) + more} (up to "
             f"{max(bits)} for each of {len(bits)} coordinates): use larger sigmas or backend='exact'"
         )
+
+
+@dataclass(frozen=True)
+class KeyLayout:
+    """How the d coordinates of a vertex share one integer: the sum of (coordinate - low) << shift.
+
+    Attributes:
+        scales: (d,) float32, of the elevation.
+        low: (d,) int64, smallest coordinate.
+        shifts: (d,) int64, bits.
+        bits: of the whole key.
+        steps: d+1 differences between the keys of neighbours, one an axis of the blur.
+    """
+
+    scales: npt.NDArray[np.float32]
+    low: npt.NDArray[np.int64]
+    shifts: npt.NDArray[np.int64]
+    bits: int
+    steps: list[int]
+
+
+def key_layout(smallest: npt.NDArray[np.float32], largest: npt.NDArray[np.float32], more: int = 0) -> KeyLayout:
+    """Lay out keys for the vertices around points.
+
+    Bounds of the coordinates follow from those of the features; a margin of one step keeps fields apart.
+
+    Args:
+        smallest, largest: (d,) float32, of each feature.
+        more: bits that must remain.
+
+    Raises:
+        RRMError: a bound is not finite, the coordinates are out of reach of float32, or their bits and `more` are above
+            63.
+
+    Example:
+        >>> key_layout(np.zeros(2, np.float32), np.ones(2, np.float32)).steps
+        [63, -30, -33]
+    """
+    dimensions = len(smallest)
+    scales = elevation_scales(dimensions)
+    bounds = np.stack([smallest, largest]) * scales
+    check_finite(bool(np.isfinite(bounds).all()))
+    low, high = np.zeros(dimensions + 1), np.zeros(dimensions + 1)
+    for axis in range(dimensions, 0, -1):
+        low[axis] = bounds[0, axis:].sum() - bounds[1, axis - 1] * axis
+        high[axis] = bounds[1, axis:].sum() - bounds[0, axis - 1] * axis
+    low[0], high[0] = bounds[0].sum(), bounds[1].sum()
+    check_reach(max(-low.min(), high.max()))
+    margin = 3 * (dimensions + 1)
+    origin = np.floor(low[:dimensions]).astype(np.int64) - margin
+    bits = [int(span).bit_length() for span in np.ceil(high[:dimensions]).astype(np.int64) + margin - origin]
+    check_key_bits(bits, more)
+    shifts = [sum(bits[axis + 1 :]) for axis in range(dimensions)]
+    return KeyLayout(scales, origin, np.array(shifts, np.int64), sum(bits), blur_steps([1 << each for each in shifts]))
+
+
+def blur_steps(units: list[int]) -> list[int]:
+    """Differences between the packed keys of neighbours along each axis, for `units` of the coordinates in a key.
+
+    Example:
+        >>> blur_steps([10, 1])
+        [19, -8, -11]
+    """
+    diagonal = sum(units)
+    return [(len(units) + 1) * unit - diagonal for unit in units] + [-diagonal]
+
+
+def elevation_scales(dimensions: int) -> npt.NDArray[np.float32]:
+    """Scale of each feature on the plane sum(x) = 0, with the deviation of the blur, (d,).
+
+    Example:
+        >>> elevation_scales(1)
+        array([1.1547006], dtype=float32)
+    """
+    deviation = np.float32(math.sqrt(2.0 / 3.0) * (dimensions + 1))
+    axes = range(1, dimensions + 1)
+    return np.array([1.0 / math.sqrt((axis + 1) * axis) * float(deviation) for axis in axes], np.float32)
 
 
 @dataclass(frozen=True)
@@ -147,12 +225,11 @@ def _enclosing_simplex(features: torch.Tensor) -> _Simplex:
 def _elevate(features: torch.Tensor) -> torch.Tensor:
     """Map (P,d) features to the plane sum(x) = 0 of d+1 coordinates, scaled to the blur; (d+1,P)."""
     dimensions = features.shape[1]
-    deviation = np.float32(math.sqrt(2.0 / 3.0) * (dimensions + 1))
+    scales = elevation_scales(dimensions).tolist()
     total = torch.zeros_like(features[:, 0])
     elevated = [total] * (dimensions + 1)
     for axis in range(dimensions, 0, -1):
-        scale = np.float32(1.0 / math.sqrt((axis + 1) * axis) * float(deviation)).item()
-        scaled = features[:, axis - 1] * scale
+        scaled = features[:, axis - 1] * scales[axis - 1]
         elevated[axis] = total - scaled * axis
         total = total + scaled
     elevated[0] = total
@@ -187,8 +264,7 @@ def _pack_keys(keys: torch.Tensor, batch: int) -> tuple[torch.Tensor, list[int]]
         packed = (packed << bits[axis]) | (keys[:, :, axis] - low[axis])
         units = [unit << bits[axis] for unit in units]
         units[axis] = 1
-    diagonal = sum(units)
-    return packed, [(dimensions + 1) * unit - diagonal for unit in units] + [-diagonal]
+    return packed, blur_steps(units)
 
 
 def _sort_unique(packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

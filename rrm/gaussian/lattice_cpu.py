@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from rrm.gaussian import kernels
-from rrm.gaussian.lattice import SIMD_WIDTH, check_finite, check_key_bits, check_reach, gain
+from rrm.gaussian.lattice import SIMD_WIDTH, gain, key_layout
 from rrm.parallel import map_in_threads, run_ranges
 
 FloatArray = npt.NDArray[Any]
@@ -313,45 +313,18 @@ def mean_field(
 def _build(features: FloatArray, threads: int) -> tuple[FloatArray, FloatArray, list[FloatArray]]:
     """Vertices (P,d+1) and weights (P,d+1) of each point, and per axis the neighbours (M,2) of each vertex."""
     dimensions, points = features.shape
-    scales, low, shifts = _key_layout(features)
+    layout = key_layout(features.min(axis=1), features.max(axis=1))
     keys, orders = np.empty(points, np.int64), np.empty(points, np.int32 if dimensions < 8 else np.int64)
     weights = np.empty((points, dimensions + 1), np.float32)
-    simplices = partial(kernels.enclosing_simplices, features, scales, shifts, low, keys, orders, weights)
-    run_points(simplices, points, threads)
-    corners, units = np.empty((points, dimensions + 1), np.int32), 1 << shifts
-    table, vertices = kernels.number_vertices(keys, orders, units, corners)
-    diagonal = int(units.sum())
-    steps = [(dimensions + 1) * int(unit) - diagonal for unit in units] + [-diagonal]
-    blurs = [np.empty((len(vertices), 2), np.int32) for _ in steps]
+    fields = (layout.scales, layout.shifts, layout.low)
+    run_points(partial(kernels.enclosing_simplices, features, *fields, keys, orders, weights), points, threads)
+    corners = np.empty((points, dimensions + 1), np.int32)
+    table, vertices = kernels.number_vertices(keys, orders, 1 << layout.shifts, corners)
+    blurs = [np.empty((len(vertices), 2), np.int32) for _ in layout.steps]
 
     def find(start: int, stop: int) -> None:
         for axis in range(start, stop):
-            kernels.find_neighbours(table, vertices, steps[axis], blurs[axis])
+            kernels.find_neighbours(table, vertices, layout.steps[axis], blurs[axis])
 
-    run_ranges(find, len(steps), min(threads, len(vertices) // _ROWS))
+    run_ranges(find, len(layout.steps), min(threads, len(vertices) // _ROWS))
     return corners, weights, blurs
-
-
-def _key_layout(features: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Scales of the elevation, and the smallest value and the place (bits) of each coordinate of a packed key.
-
-    Bounds of the coordinates follow from those of the features; a margin of one step keeps fields apart.
-    """
-    dimensions = len(features)
-    deviation = np.float32(math.sqrt(2.0 / 3.0) * (dimensions + 1))
-    axes = range(1, dimensions + 1)
-    scales = np.array([1.0 / math.sqrt((axis + 1) * axis) * float(deviation) for axis in axes], np.float32)
-    bounds = np.stack([features.min(axis=1), features.max(axis=1)]) * scales
-    check_finite(bool(np.isfinite(bounds).all()))
-    low, high = np.zeros(dimensions + 1), np.zeros(dimensions + 1)
-    for axis in range(dimensions, 0, -1):
-        low[axis] = bounds[0, axis:].sum() - bounds[1, axis - 1] * axis
-        high[axis] = bounds[1, axis:].sum() - bounds[0, axis - 1] * axis
-    low[0], high[0] = bounds[0].sum(), bounds[1].sum()
-    check_reach(max(-low.min(), high.max()))
-    margin = 3 * (dimensions + 1)
-    smallest = np.floor(low[:dimensions]).astype(np.int64) - margin
-    bits = [int(span).bit_length() for span in np.ceil(high[:dimensions]).astype(np.int64) + margin - smallest]
-    check_key_bits(bits)
-    shifts = np.array([sum(bits[axis + 1 :]) for axis in range(dimensions)], np.int64)
-    return scales, smallest, shifts

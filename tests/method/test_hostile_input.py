@@ -568,9 +568,9 @@ def test_what_is_no_input_of_the_filter(name: str, kernel: Any) -> None:
     assert result is None or torch.isfinite(result.apply(channels()) if name == "no features" else result).all()
 
 
-@pytest.mark.parametrize("dimensions", [7, 8, 9, 10])
+@pytest.mark.parametrize("dimensions", [7, 8, 9])
 def test_both_lattices_agree_in_many_dimensions(dimensions: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    features, given_values = points(50, dimensions) * 0.01, channels(50)
+    features, given_values = points(50, dimensions) * 0.1, channels(50)
     compiled = GaussianFilter(features, "lattice").apply(given_values)
     monkeypatch.setattr("rrm.gaussian.filter.has_compiled_lattice", lambda: False)
     torch.testing.assert_close(compiled, GaussianFilter(features, "lattice").apply(given_values))
