@@ -60,7 +60,7 @@ class TritonExactKernel:
         width = min(_MOST_CHANNELS, max(16, triton.next_power_of_2(channels)))
         parts = triton.cdiv(channels, width)
         largest = torch.linalg.vector_norm(values, math.inf, dim=1).clamp_min(_TINY)
-        halves = torch.empty((2, batch, padded, parts * width), dtype=torch.float16, device=values.device)
+        halves = torch.empty((batch, parts, 2, padded, width), dtype=torch.float16, device=values.device)
         result = torch.empty_like(values)  # in the memory layout of the values
         with on_device(values):
             kernels.split_values[padded // _COLUMNS, parts, batch](

@@ -14,7 +14,7 @@ def split_values(values, largest, halves, points, channels, padded, image_stride
     Args:
         values: (B,N,K) float32 with the strides given.
         largest: (B,K) float32, largest magnitude.
-        halves: (2,B,padded,parts*WIDTH) float16, written.
+        halves: (B,parts,2,padded,WIDTH) float16, written.
     """
     part, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
@@ -23,10 +23,10 @@ def split_values(values, largest, halves, points, channels, padded, image_stride
     value = tl.load(places, mask=(rows < points) & (lanes < channels), other=0.0)
     unit = value / tl.load(largest + image * channels + lanes, mask=lanes < channels, other=1.0) * (1 << PEAK)
     high = unit.to(tl.float16)
-    stored = tl.num_programs(1) * WIDTH
-    target = halves + (image * padded + rows) * stored + lanes
+    halves += (image * tl.num_programs(1) + part) * 2 * padded * WIDTH
+    target = halves + rows * WIDTH + tl.arange(0, WIDTH)[None, :]
     tl.store(target, high)
-    tl.store(target + tl.num_programs(2).to(tl.int64) * padded * stored, (unit - high.to(tl.float32)).to(tl.float16))
+    tl.store(target + padded * WIDTH, (unit - high.to(tl.float32)).to(tl.float16))
 
 
 @triton.jit
@@ -47,9 +47,9 @@ def weighted_sums(features, halves, largest, result, points, channels, padded, i
     own = ()
     for axis in tl.static_range(D):
         own = own + (tl.load(features + axis * padded + rows)[:, None],)
-    stored = tl.num_programs(1) * WIDTH
-    high_values = halves + image * padded * stored + lanes[None, :]
-    low_values = high_values + tl.num_programs(2).to(tl.int64) * padded * stored
+    halves += (image * tl.num_programs(1) + part) * 2 * padded * WIDTH
+    high_values = halves + tl.arange(0, COLUMNS)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    low_values = high_values + padded * WIDTH
     total = tl.zeros((ROWS, WIDTH), tl.float32)
     # A product of zeros, because the compiler keeps what grows from a product in the registers where the next product
     # wants it. From tl.full, it takes every exponential twice, once for each layout in which a product asks for it.
@@ -65,9 +65,9 @@ def weighted_sums(features, halves, largest, result, points, channels, padded, i
             weight = tl.where(rows[:, None] == columns[None, :], 0.0, weight)
         high = weight.to(tl.float16)
         low = (weight - high.to(tl.float32)).to(tl.float16)
-        high_value = tl.load(high_values + columns[:, None] * stored)
+        high_value = tl.load(high_values + first * WIDTH)
         block = tl.dot(low, high_value)
-        block = tl.dot(high, tl.load(low_values + columns[:, None] * stored), block)
+        block = tl.dot(high, tl.load(low_values + first * WIDTH), block)
         total += tl.dot(high, high_value, block)  # not summed by the tensor cores, which round towards zero
     scale = tl.load(largest + image * channels + lanes, mask=lanes < channels, other=0.0) / (1 << PEAK) / (1 << PEAK)
     places = rows.to(tl.int64)[:, None] * point_stride + lanes.to(tl.int64)[None, :] * channel_stride

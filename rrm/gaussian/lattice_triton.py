@@ -114,7 +114,8 @@ def _fill_table(features: torch.Tensor, layout: KeyLayout, capacity: int) -> _Ta
     batch, points, dimensions = features.shape
     padded = points + (1 if points % SIMD_WIDTH else 0)
     device = features.device
-    fields = torch.tensor([*layout.low, *layout.shifts, layout.bits, *layout.steps], device=device)
+    given = torch.tensor([*layout.low.tolist(), *layout.shifts.tolist(), layout.bits, *layout.steps])
+    fields = given.to(device, non_blocking=True)  # without waiting for what the GPU has to do before
     keys = torch.full((capacity + _SPARE,), -1, dtype=torch.int64, device=device)
     numbers = torch.empty(capacity, dtype=torch.int32, device=device)
     vertices = torch.empty(capacity, dtype=torch.int64, device=device)

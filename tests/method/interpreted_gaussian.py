@@ -77,22 +77,23 @@ def test_exact_float64_is_plain_torch() -> None:
     assert torch.equal(result, ExactKernel(features, include_self=False).filter(values, transpose=False))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     ("batch", "count", "channels", "dimensions"),
-    [(1, 1, 1, 2), (2, 130, 3, 5), (1, 65, 21, 2), (3, 64, 3, 2), (2, 67, 40, 2), (1, 50, 70, 5)],
+    [(1, 1, 1, 2), (2, 66, 3, 5), (1, 65, 21, 2), (3, 64, 3, 2), (2, 67, 40, 2), (1, 47, 70, 5)],
 )
-def test_lattice(batch: int, count: int, channels: int, dimensions: int, dtype: torch.dtype) -> None:
-    features, values = points(batch, count, dimensions), channels_first(numbers(batch, count, channels, dtype))
+def test_lattice(batch: int, count: int, channels: int, dimensions: int) -> None:
+    features = points(batch, count, dimensions)
     kernel = GaussianFilter(features, "lattice")
     assert type(kernel._kernel).__name__ == "TritonLattice"
     plain = BatchLattice(features)
     assert kernel._kernel._neighbours.shape[2] == len(plain._blurs[0][0])
-    for product, transpose in ((kernel.apply, False), (kernel.apply_transpose, True)):
-        result, expected = product(values), plain.filter(values, transpose)
-        assert result.dtype == dtype
-        assert result.stride() == values.stride()
-        assert (result - expected).abs().max() <= 1e-6 * expected.abs().max()
+    for dtype in (torch.float32, torch.float64):
+        values = channels_first(numbers(batch, count, channels, dtype))
+        for product, transpose in ((kernel.apply, False), (kernel.apply_transpose, True)):
+            result, expected = product(values), plain.filter(values, transpose)
+            assert result.dtype == dtype
+            assert result.stride() == values.stride()
+            assert (result - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
 def test_lattice_equals_the_compiled_one() -> None:
