@@ -45,7 +45,8 @@ class TritonExactKernel:
         self._given, self._include_self = features, include_self
         self._plain: ExactKernel | None = None
         batch, points, dimensions = features.shape
-        centred = features.double() - features.double().mean(dim=1, keepdim=True)
+        exact = features.double()
+        centred = exact - exact.mean(dim=1, keepdim=True)
         padded = triton.cdiv(points, _PADDING) * _PADDING
         self._features = torch.zeros((batch, dimensions, padded), device=features.device)
         self._features[:, :, :points] = (centred * math.sqrt(math.log2(math.e) / 2)).transpose(1, 2)
@@ -59,7 +60,7 @@ class TritonExactKernel:
         _, dimensions, padded = self._features.shape
         width = min(_MOST_CHANNELS, max(16, triton.next_power_of_2(channels)))
         parts = triton.cdiv(channels, width)
-        largest = torch.linalg.vector_norm(values, math.inf, dim=1).clamp_min(_TINY)
+        largest = torch.linalg.vector_norm(values, math.inf, dim=1).clamp_min(_TINY).contiguous()
         halves = torch.empty((batch, parts, 2, padded, width), dtype=torch.float16, device=values.device)
         result = torch.empty_like(values)  # in the memory layout of the values
         with on_device(values):
