@@ -69,7 +69,11 @@ class GaussianFilter:
         self._scale: torch.Tensor | None = None
         if normalization == "symmetric":
             ones = torch.ones(*self.shape, 1, device=features.device)
-            self._scale = (self.apply(ones) + 1e-20).rsqrt()
+            scale = (self.apply(ones) + 1e-20).rsqrt()
+            if hasattr(self._kernel, "scale"):  # at no cost when filtering
+                self._kernel.scale(scale)
+            else:
+                self._scale = scale
 
     def apply(self, values: torch.Tensor) -> torch.Tensor:
         """Filter values.

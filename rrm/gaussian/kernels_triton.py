@@ -69,10 +69,10 @@ def weighted_sums(features, halves, largest, result, points, channels, padded, i
         block = tl.dot(low, high_value)
         block = tl.dot(high, tl.load(low_values + first * WIDTH), block)
         total += tl.dot(high, high_value, block)  # not summed by the tensor cores, which round towards zero
-    scale = tl.load(largest + image * channels + lanes, mask=lanes < channels, other=0.0) / (1 << PEAK) / (1 << PEAK)
+    scale = tl.load(largest + image * channels + lanes, mask=lanes < channels, other=0.0)
     places = rows.to(tl.int64)[:, None] * point_stride + lanes.to(tl.int64)[None, :] * channel_stride
     written = (rows < points)[:, None] & (lanes < channels)[None, :]
-    tl.store(result + image * image_stride + places, total * scale[None, :], mask=written)
+    tl.store(result + image * image_stride + places, total * (1.0 / (1 << 2 * PEAK)) * scale[None, :], mask=written)
 
 
 @triton.jit
@@ -102,8 +102,9 @@ def _insert(key, table, numbers, vertices, counters, spare, mask, PROBES: tl.con
 
 @triton.jit
 def _home(key, mask):
-    """First slot to look at: a multiplicative hash."""
-    return ((key.to(tl.uint64) * 0x9E3779B97F4A7C15) >> 32).to(tl.int32) & mask
+    """First slot to look at: a multiplicative hash, with its highest bits, which alone know the image, over the low."""
+    product = key.to(tl.uint64) * 0x9E3779B97F4A7C15
+    return ((product >> 32) ^ (product >> 47)).to(tl.int32) & mask
 
 
 @triton.jit

@@ -51,6 +51,10 @@ class TritonLattice:
             self._weights = table.weights
             self._neighbours = table.neighbours()
 
+    def scale(self, factors: torch.Tensor) -> None:
+        """Make the filter D W D from now on, D the diagonal matrix of (B,N,1) factors."""
+        self._weights *= factors.reshape(-1)
+
     def filter(self, values: torch.Tensor, transpose: bool) -> torch.Tensor:
         """Filter (B,N,K) float32 or float64."""
         _, points, channels = values.shape

@@ -96,10 +96,12 @@ def test_lattice(batch: int, count: int, channels: int, dimensions: int) -> None
             assert (result - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
-def test_lattice_equals_the_compiled_one() -> None:
+@pytest.mark.parametrize("spread", [8.0, 1200.0])
+def test_lattice_equals_the_compiled_one(spread: float) -> None:
+    """Few vertices, and long keys."""
     from rrm.gaussian.lattice_cpu import CompiledLattice
 
-    features, values = points(2, 150, 5, spread=8.0), numbers(2, 150, 4, torch.float64)
+    features, values = points(2, 70, 5, spread), numbers(2, 70, 4, torch.float64)
     result = GaussianFilter(features, "lattice").apply(values)
     torch.testing.assert_close(result, CompiledLattice(features).filter(values, transpose=False), rtol=0, atol=1e-12)
 
