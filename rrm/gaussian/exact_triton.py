@@ -24,8 +24,9 @@ from rrm.gaussian import kernels_triton as kernels
 from rrm.gaussian.exact import ExactKernel
 
 # Fixed, not tuned at run time: another block size adds up in another order, and results should not depend on a race
-# between configurations. One warp group to a block, so that a multiprocessor of compute capability 9.0 holds four of
-# them: while one waits for its products, others take exponentials. Registers allow no larger block without spilling.
+# between configurations. One warp group to a block and, for up to 32 channels, at most 128 registers a thread, so
+# that a multiprocessor of compute capability 9.0 holds four of them: while one waits for its products, others take
+# exponentials. Blocks of 64 x 128 would take 211 registers.
 _ROWS, _COLUMNS, _WARPS, _STAGES = 64, 64, 4, 3
 _PADDING = max(_ROWS, _COLUMNS)
 _MOST_CHANNELS = 64  # of one program; more are shared out

@@ -70,7 +70,7 @@ class GaussianFilter:
         if normalization == "symmetric":
             ones = torch.ones(*self.shape, 1, device=features.device)
             scale = (self.apply(ones) + 1e-20).rsqrt()
-            if hasattr(self._kernel, "scale"):  # at no cost when filtering
+            if hasattr(self._kernel, "scale"):  # into its weights, at no cost later
                 self._kernel.scale(scale)
             else:
                 self._scale = scale

@@ -102,7 +102,7 @@ def _insert(key, table, numbers, vertices, counters, spare, mask, PROBES: tl.con
 
 @triton.jit
 def _home(key, mask):
-    """First slot to look at: a multiplicative hash, with its highest bits, which alone know the image, over the low."""
+    """First slot to look at: a multiplicative hash. Long keys of several images differ in its highest bits only."""
     product = key.to(tl.uint64) * 0x9E3779B97F4A7C15
     return ((product >> 32) ^ (product >> 47)).to(tl.int32) & mask
 
