@@ -258,7 +258,12 @@ class _Item:
     probs: torch.Tensor
 
     def logits(self, temperature: float) -> torch.Tensor:
-        """The negative unary energies (R,K,H,W)."""
+        """The negative unary energies (R,K,H,W).
+
+        Raises:
+            RRMError: probabilities are NaN or infinite.
+        """
+        _check_finite(*self.probs.aminmax())
         return unary_energy(self.probs) / -temperature
 
 
@@ -287,6 +292,7 @@ def _compiled_item(crf: DenseCRF, item: _Item, threads: int) -> torch.Tensor:
     floor, one, temperature = np.float32(PROBABILITY_FLOOR), np.float32(1), np.float32(crf.temperature)
 
     def unary(block: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        _check_finite(block.min(), block.max())
         logits: npt.NDArray[Any] = np.clip(block, floor, one)
         np.log(logits, out=logits)
         logits /= temperature
@@ -402,6 +408,12 @@ def _check_short_keys(crf: DenseCRF, height: int, width: int) -> None:
         )
 
 
+def _check_finite(smallest: Any, largest: Any) -> None:
+    """Refuse probabilities by their bounds; NaN anywhere makes both NaN."""
+    if not (np.isfinite(float(smallest)) and np.isfinite(float(largest))):
+        raise RRMError("probs: expected finite numbers, got NaN or infinity: look at what made them")
+
+
 def _check_probabilities(probs: torch.Tensor, size: tuple[int, ...]) -> None:
     if probs.ndim not in (3, 4) or 0 in probs.shape or tuple(probs.shape[-2:]) != size:
         raise RRMError(
@@ -412,5 +424,3 @@ def _check_probabilities(probs: torch.Tensor, size: tuple[int, ...]) -> None:
         raise RRMError(
             f"probs: expected a floating dtype of 16 to 64 bits, got {probs.dtype}: pass probabilities in 0..1"
         )
-    if not all(bool(torch.isfinite(bound)) for bound in probs.aminmax()):  # NaN passes through both
-        raise RRMError("probs: expected finite numbers, got NaN or infinity: look at what made them")

@@ -214,45 +214,44 @@ class DenseEnergyLoss(nn.Module):
         self._check_inputs(images, probs, valid, labels)
         with torch.autocast(device_type=probs.device.type, enabled=False):
             dtype = torch.float64 if probs.dtype == torch.float64 else torch.float32
-            images = images.detach().to(probs.device, dtype)
-            valid = _as_map(valid, 1.0, images)
-            labels = _as_map(labels, IGNORE, images)
-            scene, scores = self._shrink(images, probs.to(dtype), valid, labels)
+            maps = [None if each is None else each.detach().to(probs.device) for each in (valid, labels)]
+            scene, scores = self._shrink(images.detach().to(probs.device), probs.to(dtype), *maps)
             value = self._value(scene, scores)
-            return value * (self.weight / scene.mask.shape[1] if self.average_pixels else self.weight)
+            return value * (self.weight / (scores.shape[2] * scores.shape[3]) if self.average_pixels else self.weight)
 
     def _value(self, scene: _Scene, scores: torch.Tensor) -> torch.Tensor:
-        """Mean energy of a batch, scores (N,P,K)."""
+        """Mean energy of a batch, scores (N,K,h,w)."""
         value: torch.Tensor
         if self.backend == "lattice" and scores.device.type == "cpu" and has_compiled_lattice():
             options = (self.form == "paper", self.normalize, self.gradient == "exact", self.differentiate_gate)
             value = _CompiledEnergy.apply(scores, scene, self.sigma_rgb, options)
         else:
-            features = position_colour_features(scene.images, scene.sigmas_xy, self.sigma_rgb)
-            kernel = _Kernel(GaussianFilter(features, self.backend, self.include_self), self.normalize, scene.mask)
-            value = _Energy.apply(
-                scores, kernel, scene.mask, scene.labelled, self.form, self.gradient, self.differentiate_gate
-            )
+            features = position_colour_features(scene.images.to(scores.dtype), scene.sigmas_xy, self.sigma_rgb)
+            mask, labelled = scene.mask(scores.dtype), scene.labelled()
+            kernel = _Kernel(GaussianFilter(features, self.backend, self.include_self), self.normalize, mask)
+            flat = scores.flatten(2).transpose(1, 2)
+            value = _Energy.apply(flat, kernel, mask, labelled, self.form, self.gradient, self.differentiate_gate)
         return value
 
     def _shrink(
-        self, images: torch.Tensor, probs: torch.Tensor, valid: torch.Tensor, labels: torch.Tensor
+        self, images: torch.Tensor, probs: torch.Tensor, valid: torch.Tensor | None, labels: torch.Tensor | None
     ) -> tuple[_Scene, torch.Tensor]:
-        """Bring all to the working size; the probabilities become (N,P,K)."""
-        sigmas = (self.sigma_xy * self.scale, self.sigma_xy * self.scale)
-        if self.grid is not None:
-            rows, columns = self.grid
-            sigmas = (self.sigma_xy * columns / images.shape[3], self.sigma_xy * rows / images.shape[2])
-            images = F.adaptive_avg_pool2d(images, self.grid)
-            probs = probs if tuple(probs.shape[2:]) == self.grid else F.adaptive_avg_pool2d(probs, self.grid)
-            valid, labels = F.interpolate(torch.stack([valid, labels], dim=1), size=self.grid).unbind(dim=1)
-        elif self.scale != 1:
-            maps = torch.stack([valid, labels], dim=1)
-            images, maps = (F.interpolate(each, scale_factor=self.scale) for each in (images, maps))
-            valid, labels = maps.unbind(dim=1)
-            probs = _halved(probs) if self.scale == 0.5 else _scaled(probs, self.scale)
-        scene = _Scene(images, sigmas, valid.flatten(1), labels.flatten(1) != IGNORE)
-        return scene, probs.flatten(2).transpose(1, 2)
+        """Bring all to the working size; the probabilities become (N,K,h,w)."""
+        if self.grid is None:
+            sigma = self.sigma_xy * self.scale
+            images, valid, labels = (_nearest(each, self.scale) for each in (images, valid, labels))
+            if self.scale != 1:
+                probs = _halved(probs) if self.scale == 0.5 else _scaled(probs, self.scale)
+            return _Scene(images, (sigma, sigma), valid, labels), probs
+        rows, columns = self.grid
+        sigmas = (self.sigma_xy * columns / images.shape[3], self.sigma_xy * rows / images.shape[2])
+        images = F.adaptive_avg_pool2d(images.to(probs.dtype), self.grid)
+        probs = probs if tuple(probs.shape[2:]) == self.grid else F.adaptive_avg_pool2d(probs, self.grid)
+        valid, labels = (
+            None if each is None else F.interpolate(each[:, None].to(probs.dtype), size=self.grid)[:, 0]
+            for each in (valid, labels)
+        )
+        return _Scene(images, sigmas, valid, labels), probs
 
     def _check_options(self, backend: str) -> None:
         _check_choice("energy gradient", self.gradient, _GRADIENTS)
@@ -368,16 +367,31 @@ def joint_loss(
 
 
 class _Scene(NamedTuple):
-    """What the energy of a batch depends on beside the probabilities, at the working size.
+    """What the energy of a batch depends on beside the probabilities, at the working size, of any dtypes.
 
-    `images` is (N,3,h,w), `sigmas_xy` its position standard deviations in x and y, `mask` (N,P) is 1 at valid pixels
-    and `labelled` (N,P) is True at those with a label.
+    `images` is (N,3,h,w), `sigmas_xy` its position standard deviations in x and y, `valid` (N,h,w) is 1 at pixels that
+    are no padding, `labels` (N,h,w) 255 at those without a label; None stands for ones and for 255.
     """
 
     images: torch.Tensor
     sigmas_xy: tuple[float, float]
-    mask: torch.Tensor
-    labelled: torch.Tensor
+    valid: torch.Tensor | None
+    labels: torch.Tensor | None
+
+    def mask(self, dtype: torch.dtype) -> torch.Tensor:
+        """1 at pixels that are no padding, (N,P)."""
+        ones = torch.ones_like(self.images[:, 0], dtype=dtype)
+        return (ones if self.valid is None else self.valid.to(dtype)).flatten(1)
+
+    def labelled(self) -> torch.Tensor:
+        """Whether pixels have a label, (N,P) bool."""
+        none = torch.zeros_like(self.images[:, 0], dtype=torch.bool)
+        return (none if self.labels is None else self.labels != IGNORE).flatten(1)
+
+    def item(self, number: int) -> _Scene:
+        """The scene of one image, a batch of one."""
+        maps = (None if each is None else each[number : number + 1] for each in (self.valid, self.labels))
+        return _Scene(self.images[number : number + 1], self.sigmas_xy, *maps)
 
 
 class _Kernel:
@@ -404,7 +418,11 @@ class _Kernel:
 
 
 class _CompiledEnergy(torch.autograd.Function):
-    """`_Energy` on the compiled lattice; the gradient is made with the value, threads share the images."""
+    """`_Energy` on the compiled lattice, for scores (N,K,h,w); the gradient is made with the value.
+
+    Threads share the images. There are no torch operations on whole batches: their threads would wait for one another
+    where others use the processors too.
+    """
 
     @staticmethod
     def forward(
@@ -413,30 +431,28 @@ class _CompiledEnergy(torch.autograd.Function):
         from rrm.gaussian.energy_cpu import EnergyOptions, dense_energy
         from rrm.gaussian.lattice_cpu import PointLattice, pixel_features, thread_plan
 
-        planes = scores.detach().transpose(1, 2).contiguous()
+        planes = scores.detach().contiguous().flatten(2)
         slope = torch.empty_like(planes) if ctx.needs_input_grad[0] else None
-        mask, labelled = scene.mask.to(planes.dtype).contiguous(), scene.labelled
         outer, inner = thread_plan(len(planes))
 
-        def energy(item: int) -> float:
-            image = scene.images[item].permute(1, 2, 0).numpy()
-            lattice = PointLattice(pixel_features(image, scene.sigmas_xy, sigma_rgb), inner)
-            here = None if slope is None else slope[item].numpy()
-            inputs = (planes[item].numpy(), mask[item].numpy(), labelled[item].numpy())
-            return dense_energy(lattice, *inputs, EnergyOptions(*options), here, inner)
+        def energy(number: int) -> float:
+            here, wanted = scene.item(number), None if slope is None else slope[number].numpy()
+            features = pixel_features(here.images[0].permute(1, 2, 0).numpy(), scene.sigmas_xy, sigma_rgb)
+            inputs = (planes[number].numpy(), here.mask(planes.dtype)[0].numpy(), here.labelled()[0].numpy())
+            return dense_energy(PointLattice(features, inner), *inputs, EnergyOptions(*options), wanted, inner)
 
         total = sum(map_in_threads(energy, range(len(planes)), outer))
-        ctx.slope, ctx.threads = slope, outer
+        ctx.slope, ctx.threads, ctx.shape = slope, outer, scores.shape
         return planes.new_tensor(total / len(planes))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        factor, result = float(grad_output) / len(ctx.slope), torch.empty_like(ctx.slope)
+        result = torch.empty_like(ctx.slope)
         here, there = ctx.slope.numpy(), result.numpy()
-        number = here.dtype.type(factor)
-        map_in_threads(lambda item: np.multiply(here[item], number, out=there[item]), range(len(here)), ctx.threads)
-        return (result.transpose(1, 2), None, None, None)
+        factor = here.dtype.type(float(grad_output) / len(here))
+        map_in_threads(lambda item: np.multiply(here[item], factor, out=there[item]), range(len(here)), ctx.threads)
+        return (result.view(ctx.shape), None, None, None)
 
 
 class _Energy(torch.autograd.Function):
@@ -502,6 +518,18 @@ def _checked_labels(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return target
 
 
+def _nearest(maps: Any, scale: float) -> Any:
+    """Resize (...,H,W) by nearest neighbour; None stays None. A view where every n-th pixel is kept."""
+    step = round(1 / scale)
+    if maps is None or scale == 1:
+        return maps
+    if step * scale == 1:
+        height, width = (int(size * scale) for size in maps.shape[-2:])
+        return maps[..., ::step, ::step][..., :height, :width]
+    resized = F.interpolate((maps if maps.ndim == 4 else maps[:, None]).float(), scale_factor=scale)
+    return resized if maps.ndim == 4 else resized[:, 0]
+
+
 def _scaled(maps: torch.Tensor, scale: float) -> torch.Tensor:
     return F.interpolate(maps, scale_factor=scale, mode="bilinear", align_corners=False)
 
@@ -543,12 +571,6 @@ class _CompiledHalving(torch.autograd.Function):
 
 def _masked_mean(pixels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (pixels * mask).sum() / mask.sum().clamp(min=1)
-
-
-def _as_map(given: torch.Tensor | None, otherwise: float, images: torch.Tensor) -> torch.Tensor:
-    if given is None:
-        return torch.full_like(images[:, 0], otherwise)
-    return given.to(images.device, images.dtype)
 
 
 def _is_within(value: Any, lowest: float, highest: float) -> bool:

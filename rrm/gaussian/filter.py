@@ -185,7 +185,7 @@ def _check_features(features: torch.Tensor) -> None:
     if features.shape[2] > _MOST_DIMENSIONS:
         raise RRMError(f"features: expected at most {_MOST_DIMENSIONS} dimensions, got {features.shape[2]}: use fewer")
     check_finite(bool(torch.isfinite(features).all()))
-    largest = float(features.abs().max())
+    largest = float(features.detach().abs().max())
     if largest > _LARGEST_FEATURE:
         raise RRMError(
             f"features: expected numbers up to {_LARGEST_FEATURE:.0e} standard deviations, got {largest:.1e}: use "
