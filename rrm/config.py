@@ -227,6 +227,18 @@ class OneStep(Section):
     energy: Energy = Field(description="dense energy loss")
 
 
+class Ablation(Section):
+    """Variants of the one-step network for Tables 1 and 2; all start from the same classifier."""
+
+    ratios: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        [],
+        description="Table 1: shares of reliable pixels, each with cross-entropy and with the joint loss; []: no table",
+    )
+    pseudo_labels: bool = Field(
+        False, description="Table 2: labels of the CAM alone and mined ones, each with both losses"
+    )
+
+
 class Inference(Section):
     """Views whose probabilities are averaged."""
 
@@ -297,6 +309,7 @@ class Config(Section):
     dataset: Dataset
     classifier: Classifier
     one_step: OneStep
+    ablation: Ablation = Field(Ablation(), description="variants of one_step: Tables 1 and 2")
     pseudo_masks: PseudoMasks
     step_two: dict[LabelledName, StepTwo] = Field({}, description="networks retrained on the pseudo masks")
     bounds: dict[LabelledName, StepTwo] = Field({}, description="networks trained on the training masks: upper bounds")
@@ -314,6 +327,16 @@ class Config(Section):
         if len(set(values)) != len(values):
             raise ValueError(f"expected distinct values, got {values}")
         return values
+
+    @model_validator(mode="after")
+    def _variants_differ(self) -> Config:
+        wanted = bool(self.ablation.ratios) or self.ablation.pseudo_labels
+        if wanted and (self.one_step.energy.weight == 0 or self.one_step.mining.rule == "cam"):
+            raise ValueError(
+                "ablation: expected one_step.energy.weight above 0 and a mining rule other than cam, from which the "
+                "variants depart: change them, or leave ablation out"
+            )
+        return self
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rrm.config import Config, Section, StepTwo
+from rrm.config import Config, OneStep, Section, StepTwo
 from rrm.errors import RRMError
 
 SPLITS = ("train", "val", "test")
@@ -32,7 +32,7 @@ STAGES: Mapping[str, Stage] = {
     "pack-photos": Stage("pack_photos", (), (), "pack photos and image-level labels of all splits"),
     "pack-masks": Stage("pack_masks", (), ("split",), "pack the masks of one split"),
     "classifier": Stage("classifier", ("photos",), ("seed",), "train the classification branch (warm start)"),
-    "one-step": Stage("one_step", ("photos", "start"), ("seed",), "one-step RRM training"),
+    "one-step": Stage("one_step", ("photos", "start"), ("seed", "model"), "one-step RRM training"),
     "pseudo-masks": Stage("pseudo_masks", ("photos", "model"), ("seed",), "pseudo masks of the training photos"),
     "step-two": Stage(
         "step_two", ("photos", "masks", "start"), ("seed", "model"), "train a segmentation network on pseudo masks"
@@ -44,14 +44,73 @@ STAGES: Mapping[str, Stage] = {
     "evaluate": Stage(
         "evaluate", ("photos", "masks", "probabilities"), ("split",), "confusion matrices without and with CRF"
     ),
+    "ablation-table": Stage(
+        "ablation_table", (), ("table",), "Table 1 (shares of reliable pixels) or 2 (labels, losses)"
+    ),
+    "class-table": Stage("class_table", (), ("table",), "Table 3 (val) or 4 (test): IoU of each class"),
     "table5": Stage("table5", (), (), "the comparison table, reported and measured rows"),
+    "comparisons": Stage("comparisons", (), (), "which model is above which: paired bootstrap over photos"),
 }
 
 
+LABELS, LOSSES = ("rrm", "cam"), ("ce", "joint")
+
+
+def variant(config: Config, labels: str, ratio: float, loss: str) -> str:
+    """Name of the one-step network with these labels, this share of reliable pixels and this loss.
+
+    Args:
+        config: the validated configuration.
+        labels: "rrm" (the configured mining rule) or "cam" (Eq. 6 alone).
+        ratio: share of each class's pixels that is kept.
+        loss: "joint", or "ce" for cross-entropy alone.
+
+    Returns:
+        "one_step" where the configuration's own network is that, else "ablation/<labels>-<ratio>-<loss>".
+    """
+    if (labels, ratio, loss) == ("rrm", config.one_step.mining.ratio, "joint"):
+        return "one_step"
+    return f"ablation/{labels}-{ratio:g}-{loss}"
+
+
+def variants(config: Config) -> dict[str, tuple[str, float, str]]:
+    """Labels, ratio and loss of each variant of the one-step network, by name."""
+    ablation, ratio = config.ablation, config.one_step.mining.ratio
+    wanted = [("rrm", each, loss) for each in ablation.ratios for loss in LOSSES]
+    wanted += [(labels, ratio, loss) for labels in LABELS for loss in LOSSES] if ablation.pseudo_labels else []
+    named = {variant(config, *each): each for each in wanted}
+    return {name: each for name, each in named.items() if name != "one_step"}
+
+
+def one_step_section(config: Config, model: str) -> OneStep:
+    """The section `one_step` of a model `one_step` or `ablation/<name>`.
+
+    Raises:
+        RRMError: no such model in the configuration.
+    """
+    if model == "one_step":
+        return config.one_step
+    known = variants(config)
+    if model not in known:
+        raise RRMError(f"model: expected one of {['one_step', *known]}, got {model!r}: add it to config or correct it")
+    labels, ratio, loss = known[model]
+    mining = {"ratio": ratio} | ({"rule": "cam"} if labels == "cam" else {})
+    changed: dict[str, Section] = {"mining": config.one_step.mining.model_copy(update=mining)}
+    if loss == "ce":
+        changed["energy"] = config.one_step.energy.model_copy(update={"weight": 0.0})
+    return config.one_step.model_copy(update=changed)
+
+
 def models(config: Config) -> list[str]:
-    """Names of all models with rows in the tables, in table order."""
+    """Names of all models with rows in Table 5, in table order."""
     cam = [f"cam/{labels}" for labels in config.cam_rows]
     return [*cam, "one_step", *(f"step_two/{k}" for k in config.step_two), *(f"bounds/{k}" for k in config.bounds)]
+
+
+def scored_models(config: Config) -> dict[str, list[str]]:
+    """Splits that each model is scored on: those of Table 5 on all, variants of the one-step network on val."""
+    splits = evaluated_splits(config)
+    return {**dict.fromkeys(models(config), splits), **{name: ["val"] for name in variants(config)}}
 
 
 def network_section(config: Config, model: str) -> StepTwo:
@@ -81,16 +140,19 @@ def _network_options(config: Config, model: str) -> dict[str, Any]:
     return options
 
 
-def stage_options(config: Config, stage: str, *, seed: int = 0, model: str = "", split: str = "") -> dict[str, Any]:
+def stage_options(
+    config: Config, stage: str, *, seed: int = 0, model: str = "", split: str = "", table: str = ""
+) -> dict[str, Any]:
     """The part of the configuration that a stage reads: all that its output depends on, beside its inputs and its code.
 
     Args:
         config: the validated configuration.
         stage: a key of `STAGES`.
         seed: for stages with a seed.
-        model: `"cam/predicted"`, `"cam/given"`, `"one_step"`, `"step_two/<name>"` or `"bounds/<name>"`, for stages
-            with a model.
+        model: `"cam/predicted"`, `"cam/given"`, `"one_step"`, `"ablation/<name>"`, `"step_two/<name>"` or
+            `"bounds/<name>"`, for stages with a model.
         split: `"train"`, `"val"` or `"test"`, for stages with a split.
+        table: number of the paper's table, for stages with a table.
 
     Returns:
         JSON-serialisable mapping.
@@ -98,9 +160,11 @@ def stage_options(config: Config, stage: str, *, seed: int = 0, model: str = "",
     if stage not in STAGES:
         raise RRMError(f"stage: expected one of {', '.join(STAGES)}, got {stage!r}")
     dataset = config.dataset.model_dump(mode="json")
-    one_step = config.one_step.model_dump(mode="json")
+    own = one_step_section(config, model) if stage == "one-step" else config.one_step
+    one_step = own.model_dump(mode="json")
     one_step["network"].pop("start")
     network = _network_options(config, model) if stage in ("step-two", "bound") else {}
+    whole = config.model_dump(mode="json", exclude={"runtime"})
     options: dict[str, dict[str, Any]] = {
         "demo-data": {"demo": dataset["demo"]},
         "pack-photos": {"dataset": dataset},
@@ -112,7 +176,10 @@ def stage_options(config: Config, stage: str, *, seed: int = 0, model: str = "",
         "bound": {"step_two": network, "seed": seed},
         "predict": _prediction_options(config, model, split),
         "evaluate": {"crf": _plain(config.evaluation.crf), "split": split},
-        "table5": {"config": config.model_dump(mode="json", exclude={"runtime"})},
+        "ablation-table": {"config": whole, "table": table},
+        "class-table": {"config": whole, "table": table},
+        "table5": {"config": whole},
+        "comparisons": {"config": whole},
     }
     return options[stage]
 
@@ -184,7 +251,11 @@ class Layout:
         """Store of confusion matrices, one an image, without and with CRF."""
         return self.seed(seed) / model / f"confusion_{split}.h5"
 
+    def table(self, number: int | str) -> Path:
+        """One of the paper's tables."""
+        return self.results / f"table{number}.csv"
+
     @property
-    def table5(self) -> Path:
-        """The comparison table."""
-        return self.results / "table5.csv"
+    def comparisons(self) -> Path:
+        """Which model is above which."""
+        return self.results / "comparisons.csv"

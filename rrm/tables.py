@@ -1,7 +1,7 @@
-"""Table 5 of the paper: its rows as reported, and this run's rows as measured.
+"""The paper's tables: figures as reported, and this run's as measured.
 
 A measured cell is computed here from the confusion matrices of its photos and from nothing else; reported figures come
-from `rrm/reported/table5.csv` and have no way into a measured row.
+from `rrm/reported/` and have no way into a measured cell.
 """
 
 from __future__ import annotations
@@ -62,6 +62,17 @@ class Row:
     facts: Mapping[str, str]
 
 
+def reported(number: int | str) -> pd.DataFrame:
+    """One of the paper's tables as printed, text as it stands, in percent.
+
+    Example:
+        >>> reported(2).values.tolist()
+        [['CAM', '46.1', '55.7'], ['RRM', '48.5', '62.6']]
+    """
+    with resources.files("rrm.reported").joinpath(f"table{number}.csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file, keep_default_na=False, dtype=str)
+
+
 def reported_rows() -> pd.DataFrame:
     """The paper's 19 rows of Table 5, marked `reported`.
 
@@ -69,8 +80,7 @@ def reported_rows() -> pd.DataFrame:
         >>> len(reported_rows()), set(reported_rows()["source"])
         (19, {'reported'})
     """
-    with resources.files("rrm.reported").joinpath("table5.csv").open(encoding="utf-8") as file:
-        rows = pd.read_csv(file, keep_default_na=False)
+    rows = reported(5)
     rows = rows.assign(source="reported", dataset="VOC 2012", seeds="", val_images=str(_VOC_IMAGES["val"]))
     rows["test_images"] = [str(_VOC_IMAGES["test"]) if test != "" else "" for test in rows["test"]]
     return rows.reindex(columns=COLUMNS, fill_value="").astype(str)
@@ -95,10 +105,20 @@ def _cells(stores: Sequence[Store], split: str) -> dict[str, str]:
     """Mean and standard deviation over seeds, in percent."""
     cells = {f"{split}_images": str(len(stores[0].ids))}
     for kind, name in (("crf", split), ("plain", f"{split}_without_crf")):
-        values = [100 * scores_of_store(store, kind).mean_iou for store in stores]
-        cells[name] = f"{statistics.fmean(values):.2f}"
-        cells[f"{name}_std"] = f"{statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        values = [scores_of_store(store, kind).mean_iou for store in stores]
+        cells[name], cells[f"{name}_std"] = mean_and_deviation(values)
     return cells
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[str, str]:
+    """Mean and standard deviation over seeds as percent with two digits; the latter is empty for a single seed.
+
+    Example:
+        >>> mean_and_deviation([0.5, 0.52]), mean_and_deviation([0.5])
+        (('51.00', '1.41'), ('50.00', ''))
+    """
+    percent = [100 * value for value in values]
+    return f"{statistics.fmean(percent):.2f}", f"{statistics.stdev(percent):.2f}" if len(percent) > 1 else ""
 
 
 def measured_row(row: Row, confusions: Mapping[tuple[int, str], Store]) -> dict[str, str]:
@@ -141,13 +161,17 @@ def check_sources(
             if store.attrs.get(name) != value:
                 faults.append(f"{store.path}: {name}: made with another configuration: run `snakemake` for it again")
     if faults:
-        raise RRMErrors("table 5", faults)
+        raise RRMErrors("tables", faults)
 
 
 def write_table5(path: Path, measured: Sequence[Mapping[str, str]]) -> None:
     """Write reported and measured rows as CSV, atomically."""
     rows = pd.DataFrame([{column: row.get(column, "") for column in COLUMNS} for row in measured], dtype=str)
-    table = pd.concat([reported_rows(), rows], ignore_index=True)
+    write_table(path, pd.concat([reported_rows(), rows], ignore_index=True))
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as CSV, atomically."""
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False)
 

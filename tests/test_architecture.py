@@ -31,6 +31,7 @@ ORDER = [
     "inference",
     "logistic",
     "metrics",
+    "significance",
     "reported",
     "tables",
     "stages",

@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from rrm.config import Config, resolve
-from rrm.pipeline import STAGES, Layout, evaluated_splits, models, network_section, stage_options
+from rrm.pipeline import (
+    STAGES,
+    Layout,
+    evaluated_splits,
+    models,
+    network_section,
+    scored_models,
+    stage_options,
+    variants,
+)
 from rrm.provenance import code_hash, file_digest
 
 _NOTHING = "(?!)"  # a pattern that no name matches
@@ -98,9 +107,9 @@ class Plan:
         seen = any(Path("/dev").glob("nvidia[0-9]*"))
         return int(device == "cuda" or (device == "auto" and seen))
 
-    def pattern(self, group: str = "") -> str:
-        """Regular expression of the names of the models, of all or of one group (`step_two` or `bounds`)."""
-        names = [name for name in models(self.config) if name.startswith(group)]
+    def pattern(self, *groups: str) -> str:
+        """Regular expression of the names of the models, of all or of those that begin so (`step_two/`, `bounds/`)."""
+        names = [name for name in scored_models(self.config) if name.startswith(groups or "")]
         return "|".join(map(re.escape, names)) or _NOTHING
 
     def start(self, stage: str) -> Callable[[Any], list[Path]]:
@@ -141,14 +150,35 @@ class Plan:
         return paths
 
     @property
+    def variants(self) -> list[Path]:
+        """What `intermediates` are, of the variants of the one-step network."""
+        names = [(seed, name) for seed in self.config.seeds for name in variants(self.config)]
+        return [path for each in names for path in (self.layout.weights(*each), self.layout.prediction(*each, "val"))]
+
+    @property
     def confusions(self) -> dict[str, Path]:
-        """The inputs of the tables: confusion matrices by `seed:model:split`, of all of them."""
+        """Confusion matrices of the models of Table 5 by `seed:model:split`, of all seeds and splits."""
+        return self._confusions(dict.fromkeys(models(self.config), self.splits))
+
+    @property
+    def all_confusions(self) -> dict[str, Path]:
+        """The same with those of the variants of the one-step network."""
+        return self._confusions(scored_models(self.config))
+
+    def _confusions(self, splits: Mapping[str, list[str]]) -> dict[str, Path]:
         return {
             f"{seed}:{model}:{split}": self.layout.confusion(seed, model, split)
             for seed in self.config.seeds
-            for model in models(self.config)
-            for split in self.splits
+            for model in splits
+            for split in splits[model]
         }
+
+    @property
+    def tables(self) -> list[Path]:
+        """Every table that the configuration asks for."""
+        ablation = self.config.ablation
+        numbers = [1] * bool(ablation.ratios) + [2] * ablation.pseudo_labels + [3, 4, 5]
+        return [*map(self.layout.table, numbers), self.layout.comparisons]
 
     def log(self, *parts: str) -> Path:
         """Log of a job."""

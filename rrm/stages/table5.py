@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from rrm.config import Config, OneStep, StepTwo, departures
-from rrm.errors import RRMError
-from rrm.pipeline import models, network_section, stage_options
+from rrm.pipeline import models, network_section
 from rrm.stages.call import Call
-from rrm.store import Store
-from rrm.tables import Row, check_sources, measured_row, write_table5
+from rrm.stages.measured import read_measured
+from rrm.tables import Row, measured_row, write_table5
 
 BACKBONES = {
     "resnet38": "ResNet-38",
@@ -62,34 +61,10 @@ def describe(config: Config, model: str) -> Row:
     return Row(model, facts | {"supervision": "L", "end_to_end": "no"})
 
 
-def _parse(name: str) -> tuple[int, str, str]:
-    seed, _, rest = name.partition(":")
-    model, _, split = rest.rpartition(":")
-    if not (seed.isdigit() and model and split):
-        raise RRMError(
-            f"table5: expected inputs named SEED:MODEL:SPLIT such as 0:one_step:val, got {name!r}: correct --in"
-        )
-    return int(seed), model, split
-
-
-def _expected(config: Config, seed: int, model: str) -> dict[str, Any]:
-    """Options of the training stage that made a model."""
-    stage = {"step_two": "step-two", "bounds": "bound"}.get(model.partition("/")[0], "one-step")
-    return stage_options(config, stage, seed=seed, model=model)
-
-
 def run(call: Call) -> None:
     """Write the table; every model of the configuration has a row."""
-    config = Config.model_validate(call.options["config"])
-    stores = {_parse(name): Store(call.input(name), "confusion") for name in call.inputs}
-    expected = {key: {"split": key[2], "trained_options": _expected(config, key[0], key[1])} for key in stores}
-    check_sources(stores, expected)
-    rows = []
-    for model in models(config):
-        mine = {(seed, split): store for (seed, name, split), store in stores.items() if name == model}
-        if not mine:
-            raise RRMError(
-                f"table5: expected confusion matrices of {model!r}, got none: add --in SEED:{model}:val=PATH"
-            )
-        rows.append(measured_row(describe(config, model), mine))
+    measured = read_measured(call)
+    rows = [
+        measured_row(describe(measured.config, model), measured.by_split(model)) for model in models(measured.config)
+    ]
     write_table5(call.output, rows)

@@ -1,4 +1,53 @@
-# The tables.
+# The tables: cells from confusion matrices, beside the paper's figures.
+
+
+rule ablation_table:
+    input:
+        PLAN.variants,
+        PLAN.intermediates,
+        **PLAN.all_confusions,
+    output:
+        table=report(LAYOUT.table("{table}"), caption="../report/tables.rst", category="Tables"),
+    log:
+        PLAN.log("table{table}"),
+    wildcard_constraints:
+        table="1|2",
+    localrule: True
+    conda:
+        "../envs/rrm.yml"
+    threads: PLAN.threads("ablation-table")
+    params:
+        options=PLAN.options("ablation-table"),
+        code=PLAN.code("ablation-table"),
+        inputs=PLAN.inputs,
+        runtime=PLAN.runtime,
+    shell:
+        "python -m rrm ablation-table {params.inputs:q} --out {output.table:q} --options {params.options:q}"
+        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+
+
+rule class_table:
+    input:
+        PLAN.intermediates,
+        **PLAN.confusions,
+    output:
+        table=report(LAYOUT.table("{table}"), caption="../report/tables.rst", category="Tables"),
+    log:
+        PLAN.log("table{table}"),
+    wildcard_constraints:
+        table="3|4",
+    localrule: True
+    conda:
+        "../envs/rrm.yml"
+    threads: PLAN.threads("class-table")
+    params:
+        options=PLAN.options("class-table"),
+        code=PLAN.code("class-table"),
+        inputs=PLAN.inputs,
+        runtime=PLAN.runtime,
+    shell:
+        "python -m rrm class-table {params.inputs:q} --out {output.table:q} --options {params.options:q}"
+        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
 
 
 rule table5:
@@ -6,7 +55,7 @@ rule table5:
         PLAN.intermediates,
         **PLAN.confusions,
     output:
-        table=report(LAYOUT.table5, caption="../report/table5.rst", category="Tables"),
+        table=report(LAYOUT.table(5), caption="../report/table5.rst", category="Tables"),
     log:
         PLAN.log("table5"),
     localrule: True
@@ -20,4 +69,27 @@ rule table5:
         runtime=PLAN.runtime,
     shell:
         "python -m rrm table5 {params.inputs:q} --out {output.table:q} --options {params.options:q}"
+        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+
+
+rule comparisons:
+    input:
+        PLAN.variants,
+        PLAN.intermediates,
+        **PLAN.all_confusions,
+    output:
+        table=report(LAYOUT.comparisons, caption="../report/comparisons.rst", category="Tables"),
+    log:
+        PLAN.log("comparisons"),
+    localrule: True
+    conda:
+        "../envs/rrm.yml"
+    threads: PLAN.threads("comparisons")
+    params:
+        options=PLAN.options("comparisons"),
+        code=PLAN.code("comparisons"),
+        inputs=PLAN.inputs,
+        runtime=PLAN.runtime,
+    shell:
+        "python -m rrm comparisons {params.inputs:q} --out {output.table:q} --options {params.options:q}"
         " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"

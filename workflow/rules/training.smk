@@ -33,11 +33,13 @@ rule one_step:
         photos=LAYOUT.photos,
         start=PLAN.start("one-step"),
     output:
-        weights=LAYOUT.weights("{seed}", "one_step"),
+        weights=LAYOUT.weights("{seed}", "{model}"),
     log:
-        PLAN.log("seed{seed}", "one_step"),
+        PLAN.log("seed{seed}", "{model}"),
     benchmark:
-        PLAN.cost("seed{seed}", "one_step")
+        PLAN.cost("seed{seed}", "{model}")
+    wildcard_constraints:
+        model=PLAN.pattern("one_step", "ablation/"),
     priority: 1
     conda:
         "../envs/rrm.yml"

@@ -1,0 +1,54 @@
+"""Stage `comparisons`: every "A above B" that the paper claims, tested on this run's photos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from rrm.config import Config
+from rrm.pipeline import evaluated_splits, models, variant
+from rrm.significance import paired_difference
+from rrm.stages.call import Call
+from rrm.stages.measured import read_measured
+from rrm.tables import write_table
+
+
+def claims(config: Config) -> Iterator[tuple[str, str, str, list[str]]]:
+    """Claim, the model that should be above, the one below, and the splits that it is looked at on."""
+    splits, ratio = evaluated_splits(config), config.one_step.mining.ratio
+
+    def of(labels: str, loss: str) -> str:
+        return variant(config, labels, ratio, loss)
+
+    if config.ablation.pseudo_labels:
+        yield "Table 2: joint loss above cross-entropy, RRM labels", of("rrm", "joint"), of("rrm", "ce"), ["val"]
+        yield "Table 2: joint loss above cross-entropy, CAM labels", of("cam", "joint"), of("cam", "ce"), ["val"]
+        yield "Table 2: RRM labels above CAM labels, cross-entropy", of("rrm", "ce"), of("cam", "ce"), ["val"]
+        yield "Table 2: RRM labels above CAM labels, joint loss", of("rrm", "joint"), of("cam", "joint"), ["val"]
+    for other in (min, max):
+        if config.ablation.ratios and other(config.ablation.ratios) != ratio:
+            end = other(config.ablation.ratios)
+            claim = f"Table 1: ratio {ratio:g} above {end:g}, joint loss"
+            yield claim, "one_step", variant(config, "rrm", end, "joint"), ["val"]
+    if "cam/predicted" in models(config):
+        yield "Table 5: one-step above the CAM of its own branch", "one_step", "cam/predicted", splits
+    for name in config.step_two:
+        yield "Table 5: two-step above one-step", f"step_two/{name}", "one_step", splits
+
+
+def run(call: Call) -> None:
+    """Write the table: a row a claim, split and CRF."""
+    measured, rows = read_measured(call), []
+    for claim, above, below, splits in claims(measured.config):
+        for split in splits:
+            for kind, crf in (("crf", "yes"), ("plain", "no")):
+                better, worse = (measured.matrices(model, split, kind) for model in (above, below))
+                found = paired_difference(better, worse)
+                figures = {"difference": found.value, "low": found.low, "high": found.high}
+                rows.append(
+                    {"claim": claim, "above": above, "below": below, "split": split, "crf": crf}
+                    | {name: f"{100 * value:.2f}" for name, value in figures.items()}
+                    | {"p": f"{found.p:.4f}", "seeds": str(len(better)), "images": str(len(better[0]))}
+                )
+    write_table(call.output, pd.DataFrame(rows))
