@@ -132,46 +132,38 @@ class Plan:
         """Input `model` of a prediction: the weights of its model."""
         return self.layout.weights(wildcards.seed, wildcards.model)
 
-    @property
-    def intermediates(self) -> list[Path]:
-        """All files between the data and the confusion matrices, as inputs of the tables.
+    def confusions(self, *groups: str) -> dict[str, Path]:
+        """Confusion matrices by `seed:model:split`, of all seeds, of the models of these groups (`_scored`)."""
+        return {
+            f"{seed}:{model}:{split}": self.layout.confusion(seed, model, split)
+            for seed in self.config.seeds
+            for model, splits in self._scored(groups).items()
+            for split in splits
+        }
+
+    def intermediates(self, *groups: str) -> list[Path]:
+        """All files between the data and these confusion matrices, as inputs of the tables.
 
         Snakemake makes a missing intermediate again only for a job that has to run. Without this, a training that was
         stopped while it was done anew (its old weights are then gone) would leave what was predicted from the old ones.
         """
-        layout, config = self.layout, self.config
-        paths = [*self.manifest, layout.photos, *map(layout.masks, self.splits)]
-        paths += [layout.masks("train")] if config.bounds else []
-        for seed in config.seeds:
-            paths += [layout.classifier(seed)] if config.classifier.enabled else []
-            paths += [layout.pseudo_masks(seed)] if config.step_two else []
-            paths += dict.fromkeys(layout.weights(seed, name) for name in models(config))
-            paths += [layout.prediction(seed, name, split) for name in models(config) for split in self.splits]
+        layout, scored = self.layout, self._scored(groups)
+        named = " ".join(scored)
+        masks = {split for splits in scored.values() for split in splits} | ({"train"} if "bounds/" in named else set())
+        paths = [*self.manifest, layout.photos, *map(layout.masks, sorted(masks))]
+        for seed in self.config.seeds:
+            paths += [layout.classifier(seed)] if self.config.classifier.enabled else []
+            paths += [layout.pseudo_masks(seed)] if "step_two/" in named else []
+            paths += dict.fromkeys(layout.weights(seed, model) for model in scored)
+            paths += [layout.prediction(seed, model, split) for model, splits in scored.items() for split in splits]
         return paths
 
-    @property
-    def variants(self) -> list[Path]:
-        """What `intermediates` are, of the variants of the one-step network."""
-        names = [(seed, name) for seed in self.config.seeds for name in variants(self.config)]
-        return [path for each in names for path in (self.layout.weights(*each), self.layout.prediction(*each, "val"))]
-
-    @property
-    def confusions(self) -> dict[str, Path]:
-        """Confusion matrices of the models of Table 5 by `seed:model:split`, of all seeds and splits."""
-        return self._confusions(dict.fromkeys(models(self.config), self.splits))
-
-    @property
-    def all_confusions(self) -> dict[str, Path]:
-        """The same with those of the variants of the one-step network."""
-        return self._confusions(scored_models(self.config))
-
-    def _confusions(self, splits: Mapping[str, list[str]]) -> dict[str, Path]:
-        return {
-            f"{seed}:{model}:{split}": self.layout.confusion(seed, model, split)
-            for seed in self.config.seeds
-            for model in splits
-            for split in splits[model]
-        }
+    def _scored(self, groups: tuple[str, ...]) -> dict[str, list[str]]:
+        """Models and the splits they are scored on: for "ablation" (Tables 1 and 2), "comparison" (3, 4, 5) or both."""
+        every, few = scored_models(self.config), ["one_step", *variants(self.config)]
+        names = {"ablation": few, "comparison": models(self.config)}
+        wanted = [name for group in groups for name in names[group]]
+        return {name: every[name] if "comparison" in groups else ["val"] for name in dict.fromkeys(wanted)}
 
     @property
     def tables(self) -> list[Path]:

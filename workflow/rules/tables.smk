@@ -3,9 +3,8 @@
 
 rule ablation_table:
     input:
-        PLAN.variants,
-        PLAN.intermediates,
-        **PLAN.all_confusions,
+        PLAN.intermediates("ablation"),
+        **PLAN.confusions("ablation"),
     output:
         table=report(LAYOUT.table("{table}"), caption="../report/tables.rst", category="Tables"),
     log:
@@ -28,8 +27,8 @@ rule ablation_table:
 
 rule class_table:
     input:
-        PLAN.intermediates,
-        **PLAN.confusions,
+        PLAN.intermediates("comparison"),
+        **PLAN.confusions("comparison"),
     output:
         table=report(LAYOUT.table("{table}"), caption="../report/tables.rst", category="Tables"),
     log:
@@ -52,8 +51,8 @@ rule class_table:
 
 rule table5:
     input:
-        PLAN.intermediates,
-        **PLAN.confusions,
+        PLAN.intermediates("comparison"),
+        **PLAN.confusions("comparison"),
     output:
         table=report(LAYOUT.table(5), caption="../report/table5.rst", category="Tables"),
     log:
@@ -74,9 +73,8 @@ rule table5:
 
 rule comparisons:
     input:
-        PLAN.variants,
-        PLAN.intermediates,
-        **PLAN.all_confusions,
+        PLAN.intermediates("ablation", "comparison"),
+        **PLAN.confusions("ablation", "comparison"),
     output:
         table=report(LAYOUT.comparisons, caption="../report/comparisons.rst", category="Tables"),
     log:
