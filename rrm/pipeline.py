@@ -160,7 +160,7 @@ def stage_options(
     if stage not in STAGES:
         raise RRMError(f"stage: expected one of {', '.join(STAGES)}, got {stage!r}")
     dataset = config.dataset.model_dump(mode="json")
-    own = one_step_section(config, model) if stage == "one-step" else config.one_step
+    own = one_step_section(config, model or "one_step") if stage == "one-step" else config.one_step
     one_step = own.model_dump(mode="json")
     one_step["network"].pop("start")
     network = _network_options(config, model) if stage in ("step-two", "bound") else {}

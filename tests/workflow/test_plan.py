@@ -9,7 +9,7 @@ import pytest
 
 from tests.workflow.project import Project, small_config
 
-TABLE = {"table5.csv"}
+TABLE = {"table3.csv", "table4.csv", "table5.csv", "comparisons.csv"}
 DATA = {
     "demo/voc/manifest.json",
     "demo/photos.h5",
@@ -32,6 +32,12 @@ def scored(*models: str, seed: int = 0) -> set[str]:
 
 def weights(*models: str, seed: int = 0) -> set[str]:
     return {f"demo/seed{seed}/{model}/weights.pth" for model in models}
+
+
+def variants(*names: str) -> set[str]:
+    """Variants of the one-step network, which are scored on val only."""
+    models = [f"ablation/{name}" for name in names]
+    return weights(*models) | {path for path in scored(*models) if path.endswith("_val.h5")}
 
 
 def masks(seed: int = 0) -> set[str]:
@@ -67,6 +73,14 @@ CHANGES = [
     ({"classifier.train.steps": 77}, run_of(0) | TABLE),
     ({"step_two.plain.label": "other", "one_step.network.start": "other"}, TABLE),
     ({"seeds": [0, 3]}, run_of(3) | TABLE),
+    (
+        {"ablation.ratios": [0.4, 0.8]},
+        variants("rrm-0.4-ce", "rrm-0.4-joint", "rrm-0.8-ce") | {"table1.csv"} | TABLE,
+    ),
+    (
+        {"ablation.pseudo_labels": True},
+        variants("rrm-0.8-ce", "cam-0.8-ce", "cam-0.8-joint") | {"table2.csv"} | TABLE,
+    ),
 ]
 
 
