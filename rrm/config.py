@@ -250,8 +250,11 @@ class Inference(Section):
 
 
 class PseudoMasks(Section):
-    """Pseudo masks of the training photos from the one-step network."""
+    """Pseudo masks of the training photos, a set of them."""
 
+    network: Literal["one_step", "classifier"] = Field(
+        "one_step", description="whose scores they come from; the classifier has those of its CAM only"
+    )
     source: Literal["segmentation", "cam", "average"] = Field(
         "segmentation", description="branch; average: mean of the segmentation softmax and the CAM's one-hot CRF label"
     )
@@ -267,6 +270,14 @@ class PseudoMasks(Section):
     )
     confidence: Share = Field(0, description="pixels below it become 255")
 
+    @model_validator(mode="after")
+    def _branch_exists(self) -> PseudoMasks:
+        if self.network == "classifier" and self.source != "cam":
+            raise ValueError(
+                f"source: expected cam for the network classifier, got {self.source}: it has no other branch"
+            )
+        return self
+
 
 class StepTwo(Section):
     """Retraining of a segmentation network on pseudo masks, or on masks (a bound)."""
@@ -277,6 +288,7 @@ class StepTwo(Section):
     cross_entropy: Literal["balanced", "mean", "sum"] = Field(description="cross-entropy")
     loss_scales: Scales = Field([1.0], description="DeepLab-v2: loss on these scales and on their maximum")
     energy: Energy | None = Field(None, description="dense energy loss on top; null: none")
+    pseudo_masks: str = Field("one_step", description="name of the set of pseudo masks (step_two only)")
     train: Training = Field(description="loop")
     label: str = Field(description="row name in the tables")
 
@@ -285,6 +297,7 @@ class Evaluation(Section):
     """Prediction and its scoring."""
 
     views: Inference = Field(Inference(), description="views that are averaged")
+    cam_exponent: Positive = Field(4, description="Eq. 4 exponent of the rows of the bare CAM")
     crf: CRF = Field(
         CRF(bilateral_sigma_xy=83, bilateral_sigma_rgb=5, bilateral_weight=4), description="CRF at test time"
     )
@@ -310,7 +323,9 @@ class Config(Section):
     classifier: Classifier
     one_step: OneStep
     ablation: Ablation = Field(Ablation(), description="variants of one_step: Tables 1 and 2")
-    pseudo_masks: PseudoMasks
+    pseudo_masks: dict[LabelledName, PseudoMasks] = Field(
+        {"one_step": PseudoMasks()}, description="sets of pseudo masks of the training photos, by name"
+    )
     step_two: dict[LabelledName, StepTwo] = Field({}, description="networks retrained on the pseudo masks")
     bounds: dict[LabelledName, StepTwo] = Field({}, description="networks trained on the training masks: upper bounds")
     cam_rows: list[Literal["predicted", "given"]] = Field(
@@ -327,6 +342,16 @@ class Config(Section):
         if len(set(values)) != len(values):
             raise ValueError(f"expected distinct values, got {values}")
         return values
+
+    @model_validator(mode="after")
+    def _named_masks_exist(self) -> Config:
+        for name, section in self.step_two.items():
+            if section.pseudo_masks not in self.pseudo_masks:
+                raise ValueError(
+                    f"step_two.{name}.pseudo_masks: expected one of {', '.join(self.pseudo_masks)}, got "
+                    f"{section.pseudo_masks!r}: add the set or name another"
+                )
+        return self
 
     @model_validator(mode="after")
     def _variants_differ(self) -> Config:
@@ -400,11 +425,10 @@ def resolve(raw: Mapping[str, Any], source: str = "config") -> Config:
         >>> resolve({"dataset": {"name": "x", "kind": "demo", "colour": 1}})
         Traceback (most recent call last):
         ...
-        rrm.errors.RRMErrors: config: 5 fault(s)
+        rrm.errors.RRMErrors: config: 4 fault(s)
           - dataset.colour: expected a known key, got an unknown one: correct or remove it
           - classifier: expected a value, got none: add the key
           - one_step: expected a value, got none: add the key
-          - pseudo_masks: expected a value, got none: add the key
           - evaluation: expected a value, got none: add the key
     """
     try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rrm.config import Config, OneStep, Section, StepTwo
+from rrm.config import Config, OneStep, PseudoMasks, Section, StepTwo
 from rrm.errors import RRMError
 
 SPLITS = ("train", "val", "test")
@@ -33,7 +33,9 @@ STAGES: Mapping[str, Stage] = {
     "pack-masks": Stage("pack_masks", (), ("split",), "pack the masks of one split"),
     "classifier": Stage("classifier", ("photos",), ("seed",), "train the classification branch (warm start)"),
     "one-step": Stage("one_step", ("photos", "start"), ("seed", "model"), "one-step RRM training"),
-    "pseudo-masks": Stage("pseudo_masks", ("photos", "model"), ("seed",), "pseudo masks of the training photos"),
+    "pseudo-masks": Stage(
+        "pseudo_masks", ("photos", "model"), ("seed", "masks"), "a set of pseudo masks of the training photos"
+    ),
     "step-two": Stage(
         "step_two", ("photos", "masks", "start"), ("seed", "model"), "train a segmentation network on pseudo masks"
     ),
@@ -128,6 +130,20 @@ def network_section(config: Config, model: str) -> StepTwo:
     return sections[name]
 
 
+def masks_section(config: Config, masks: str) -> PseudoMasks:
+    """The section of a set of pseudo masks.
+
+    Raises:
+        RRMError: no such set in the configuration.
+    """
+    if masks not in config.pseudo_masks:
+        raise RRMError(
+            f"masks: expected one of {', '.join(config.pseudo_masks)}, got {masks!r}: add the set to the config or "
+            "correct the name"
+        )
+    return config.pseudo_masks[masks]
+
+
 def evaluated_splits(config: Config) -> list[str]:
     """Splits with public masks to score on: val, and test where the data set names one."""
     return ["val"] + (["test"] if config.dataset.kind == "demo" or config.dataset.test else [])
@@ -136,12 +152,21 @@ def evaluated_splits(config: Config) -> list[str]:
 def _network_options(config: Config, model: str) -> dict[str, Any]:
     options = network_section(config, model).model_dump(mode="json")
     options.pop("label")
+    if model.startswith("bounds/"):
+        options.pop("pseudo_masks")
     options["network"].pop("start")
     return options
 
 
 def stage_options(
-    config: Config, stage: str, *, seed: int = 0, model: str = "", split: str = "", table: str = ""
+    config: Config,
+    stage: str,
+    *,
+    seed: int = 0,
+    model: str = "",
+    split: str = "",
+    table: str = "",
+    masks: str = "one_step",
 ) -> dict[str, Any]:
     """The part of the configuration that a stage reads: all that its output depends on, beside its inputs and its code.
 
@@ -153,6 +178,7 @@ def stage_options(
             `"bounds/<name>"`, for stages with a model.
         split: `"train"`, `"val"` or `"test"`, for stages with a split.
         table: number of the paper's table, for stages with a table.
+        masks: name of a set of pseudo masks, for the stage that makes them.
 
     Returns:
         JSON-serialisable mapping.
@@ -171,7 +197,9 @@ def stage_options(
         "pack-masks": {"dataset": dataset, "split": split},
         "classifier": {"network": one_step["network"], "classifier": _plain(config.classifier), "seed": seed},
         "one-step": {"one_step": one_step, "seed": seed},
-        "pseudo-masks": {"pseudo_masks": _plain(config.pseudo_masks), "seed": seed},
+        "pseudo-masks": {"pseudo_masks": _plain(masks_section(config, masks)), "seed": seed}
+        if stage == "pseudo-masks"
+        else {},
         "step-two": {"step_two": network, "seed": seed},
         "bound": {"step_two": network, "seed": seed},
         "predict": _prediction_options(config, model, split),
@@ -191,7 +219,7 @@ def _plain(section: Section) -> dict[str, Any]:
 def _prediction_options(config: Config, model: str, split: str) -> dict[str, Any]:
     group, _, image_labels = model.partition("/")
     if group == "cam":
-        cam = {**_plain(config.one_step.cam), "exponent": config.pseudo_masks.cam_exponent}
+        cam = {**_plain(config.one_step.cam), "exponent": config.evaluation.cam_exponent}
         return {"cam": cam, "image_labels": image_labels, "split": split}
     return {"views": _plain(config.evaluation.views), "split": split}
 
@@ -239,9 +267,9 @@ class Layout:
         """Final weights of a model; the CAM rows use the one-step network's."""
         return self.seed(seed) / ("one_step" if model.startswith("cam/") else model) / "weights.pth"
 
-    def pseudo_masks(self, seed: int | str) -> Path:
-        """Store of the pseudo masks."""
-        return self.seed(seed) / "pseudo_masks.h5"
+    def pseudo_masks(self, seed: int | str, masks: str) -> Path:
+        """Store of a set of pseudo masks."""
+        return self.seed(seed) / "pseudo_masks" / f"{masks}.h5"
 
     def prediction(self, seed: int | str, model: str, split: str) -> Path:
         """Store of class probabilities."""

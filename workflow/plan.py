@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from rrm.pipeline import (
     STAGES,
     Layout,
     evaluated_splits,
+    masks_section,
     models,
     network_section,
     scored_models,
@@ -128,6 +129,17 @@ class Plan:
 
         return of
 
+    def masks_network(self, wildcards: Any) -> Path:
+        """Input `model` of a set of pseudo masks: the weights of the network that it comes from."""
+        if masks_section(self.config, wildcards.masks).network == "classifier":
+            return self.layout.classifier(wildcards.seed)
+        return self.layout.weights(wildcards.seed, "one_step")
+
+    def pseudo_masks(self, wildcards: Any) -> Path:
+        """Input `masks` of step two: the set that the network is trained on."""
+        name = network_section(self.config, wildcards.model).pseudo_masks
+        return self.layout.pseudo_masks(wildcards.seed, name)
+
     def weights(self, wildcards: Any) -> Path:
         """Input `model` of a prediction: the weights of its model."""
         return self.layout.weights(wildcards.seed, wildcards.model)
@@ -153,10 +165,14 @@ class Plan:
         paths = [*self.manifest, layout.photos, *map(layout.masks, sorted(masks))]
         for seed in self.config.seeds:
             paths += [layout.classifier(seed)] if self.config.classifier.enabled else []
-            paths += [layout.pseudo_masks(seed)] if "step_two/" in named else []
+            paths += [layout.pseudo_masks(seed, name) for name in sorted(self._used_masks(scored))]
             paths += dict.fromkeys(layout.weights(seed, model) for model in scored)
             paths += [layout.prediction(seed, model, split) for model, splits in scored.items() for split in splits]
         return paths
+
+    def _used_masks(self, names: Iterable[str]) -> set[str]:
+        sections = self.config.step_two
+        return {sections[name.removeprefix("step_two/")].pseudo_masks for name in names if name.startswith("step_two/")}
 
     def _scored(self, groups: tuple[str, ...]) -> dict[str, list[str]]:
         """Models and the splits they are scored on: for "ablation" (Tables 1 and 2), "comparison" (3, 4, 5) or both."""

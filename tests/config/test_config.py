@@ -115,4 +115,16 @@ def test_a_key_concerns_the_stages_that_read_it(raw: dict[str, Any]) -> None:
     assert _readers(raw, "step_two", "mobilenet_v2", "train", "steps", value=5) == {"step-two step_two/mobilenet_v2"}
     assert _readers(raw, "step_two", "mobilenet_v2", "label", value="x") == set()
     assert _readers(raw, "runtime", "workers", value=3) == set()
-    assert _readers(raw, "pseudo_masks", "confidence", value=0.5) == {"pseudo-masks"}
+    assert _readers(raw, "pseudo_masks", "one_step", "confidence", value=0.5) == {"pseudo-masks"}
+
+
+def test_sets_of_pseudo_masks_fit_together(raw: dict[str, Any]) -> None:
+    name = next(iter(raw["step_two"]))
+    raw["step_two"][name]["pseudo_masks"] = "other"
+    with pytest.raises(RRMErrors, match=rf"step_two.{name}.pseudo_masks: expected one of one_step, got 'other'"):
+        resolve(raw)
+    raw["pseudo_masks"]["other"] = {"network": "classifier", "source": "segmentation"}
+    with pytest.raises(RRMErrors, match="expected cam for the network classifier"):
+        resolve(raw)
+    raw["pseudo_masks"]["other"]["source"] = "cam"
+    assert resolve(raw).step_two[name].pseudo_masks == "other"

@@ -46,7 +46,7 @@ class Chain:
 
     def step_two(self, network: str) -> int:
         """Pseudo masks and one network trained on them."""
-        masks = self.seed / "pseudo_masks.h5"
+        masks = self.seed / "pseudo_masks" / "one_step.h5"
         assert self.stage("pseudo-masks", masks, photos=self.photos, model=self.weights("one_step")) == 0
         model = f"step_two/{network}"
         return self.stage("step-two", self.weights(model), "--model", model, photos=self.photos, masks=masks)

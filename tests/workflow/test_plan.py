@@ -41,7 +41,7 @@ def variants(*names: str) -> set[str]:
 
 
 def masks(seed: int = 0) -> set[str]:
-    return {f"demo/seed{seed}/pseudo_masks.h5"}
+    return {f"demo/seed{seed}/pseudo_masks/one_step.h5"}
 
 
 def run_of(seed: int) -> set[str]:
@@ -63,7 +63,11 @@ def put(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
 CHANGES = [
     ({"evaluation.crf.iterations": 7}, evaluated(*MODELS) | TABLE),
     ({"evaluation.views.scales": [0.5, 1.0]}, scored("one_step", *STEP_TWO, "bounds/full") | TABLE),
-    ({"pseudo_masks.crf.iterations": 7}, masks() | weights(*STEP_TWO) | scored(*STEP_TWO) | TABLE),
+    ({"pseudo_masks.one_step.crf.iterations": 7}, masks() | weights(*STEP_TWO) | scored(*STEP_TWO) | TABLE),
+    (
+        {"pseudo_masks.cam": {"network": "classifier", "source": "cam"}, "step_two.plain.pseudo_masks": "cam"},
+        {"demo/seed0/pseudo_masks/cam.h5"} | weights("step_two/plain") | scored("step_two/plain") | TABLE,
+    ),
     ({"step_two.plain.train.steps": 77}, weights("step_two/plain") | scored("step_two/plain") | TABLE),
     ({"bounds.full.train.steps": 77}, weights("bounds/full") | scored("bounds/full") | TABLE),
     (

@@ -4,13 +4,13 @@
 rule pseudo_masks:
     input:
         photos=LAYOUT.photos,
-        model=LAYOUT.weights("{seed}", "one_step"),
+        model=PLAN.masks_network,
     output:
-        masks=LAYOUT.pseudo_masks("{seed}"),
+        masks=LAYOUT.pseudo_masks("{seed}", "{masks}"),
     log:
-        PLAN.log("seed{seed}", "pseudo_masks"),
+        PLAN.log("seed{seed}", "pseudo_masks", "{masks}"),
     benchmark:
-        PLAN.cost("seed{seed}", "pseudo_masks")
+        PLAN.cost("seed{seed}", "pseudo_masks", "{masks}")
     priority: 1
     conda:
         "../envs/rrm.yml"

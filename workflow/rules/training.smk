@@ -59,7 +59,7 @@ rule one_step:
 rule step_two:
     input:
         photos=LAYOUT.photos,
-        masks=LAYOUT.pseudo_masks("{seed}"),
+        masks=PLAN.pseudo_masks,
         start=PLAN.start("step-two"),
     output:
         weights=LAYOUT.weights("{seed}", "{model}"),
