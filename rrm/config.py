@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rrm.errors import RRMErrors
-from rrm.recipes import NETWORK_RECIPES, ONE_STEP_RECIPES
+from rrm.recipes import METHOD_RECIPES, NETWORK_RECIPES, ONE_STEP_RECIPES
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -293,6 +293,23 @@ class StepTwo(Section):
     label: str = Field(description="row name in the tables")
 
 
+class Method(Section):
+    """What all other methods have; `kind` gives the defaults of the other keys."""
+
+    label: str = Field(description="row name in the tables")
+    network: Network | None = Field(None, description="backbone and heads; null: those of one_step")
+    train: Training = Field(description="loop")
+
+
+class EMAdapt(Method):
+    """EM-Adapt (Papandreou et al. 2015)."""
+
+    kind: Literal["em_adapt"] = Field(description="em_adapt: labels from the network's own scores, by adaptive biases")
+    background: Share = Field(0.4, description="least share of a photo's pixels that are labelled background")
+    foreground: Share = Field(0.2, description="least share of its pixels that each of its classes gets")
+    passes: int = Field(5, ge=1, le=1000, description="how often at most the biases of a photo are gone through")
+
+
 class Evaluation(Section):
     """Prediction and its scoring."""
 
@@ -328,6 +345,9 @@ class Config(Section):
     )
     step_two: dict[LabelledName, StepTwo] = Field({}, description="networks retrained on the pseudo masks")
     bounds: dict[LabelledName, StepTwo] = Field({}, description="networks trained on the training masks: upper bounds")
+    methods: dict[LabelledName, EMAdapt] = Field(
+        {}, description="other weakly supervised methods on the same parts, for rows of Tables 3 to 5"
+    )
     cam_rows: list[Literal["predicted", "given"]] = Field(
         ["predicted", "given"],
         description="rows of the bare CAM: image labels predicted by the classification branch (as all other rows have"
@@ -380,11 +400,13 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _with_recipe(section: Any, recipes: Mapping[str, Mapping[str, Any]], default: str | None) -> Any:
+def _with_recipe(
+    section: Any, recipes: Mapping[str, Mapping[str, Any]], default: str | None, key: str = "recipe"
+) -> Any:
     """The section over its recipe's defaults; anything malformed is left for the validation to report."""
     if not isinstance(section, Mapping):
         return section
-    recipe = section.get("recipe", default)
+    recipe = section.get(key, default)
     return merge(recipes[recipe], section) if isinstance(recipe, str) and recipe in recipes else dict(section)
 
 
@@ -395,6 +417,8 @@ def _apply_recipes(raw: Mapping[str, Any]) -> dict[str, Any]:
     for group in ("step_two", "bounds"):
         if isinstance(resolved.get(group), Mapping):
             resolved[group] = {k: _with_recipe(v, NETWORK_RECIPES, None) for k, v in resolved[group].items()}
+    if isinstance(resolved.get("methods"), Mapping):
+        resolved["methods"] = {k: _with_recipe(v, METHOD_RECIPES, None, "kind") for k, v in resolved["methods"].items()}
     return resolved
 
 
@@ -455,7 +479,7 @@ def load(*paths: str | Path) -> Config:
     return resolve(raw, " + ".join(str(path) for path in paths))
 
 
-def departures(section: OneStep | StepTwo) -> list[str]:
+def departures(section: OneStep | StepTwo | Method) -> list[str]:
     """What a section sets otherwise than its recipe, as `key=value`, in the order of the keys.
 
     Example:
@@ -463,8 +487,10 @@ def departures(section: OneStep | StepTwo) -> list[str]:
         >>> departures(OneStep(recipe="reference", **ONE_STEP_RECIPES["reference"]))
         []
     """
-    recipes = ONE_STEP_RECIPES if isinstance(section, OneStep) else NETWORK_RECIPES
-    base = type(section).model_validate(merge(recipes[section.recipe], {"recipe": section.recipe}))
+    key = "kind" if isinstance(section, Method) else "recipe"
+    recipes = {OneStep: ONE_STEP_RECIPES, StepTwo: NETWORK_RECIPES}.get(type(section), METHOD_RECIPES)
+    recipe = getattr(section, key)
+    base = type(section).model_validate(merge(recipes[recipe], {key: recipe}))
     ours, theirs = _flat(section.model_dump(mode="json")), _flat(base.model_dump(mode="json"))
     skip = ("label", "network.weights", "network.start")
     return [f"{k}={v}" for k, v in ours.items() if theirs.get(k, "(unset)") != v and k not in skip]

@@ -6,12 +6,12 @@ file as the workflow does, and a key re-runs exactly the stages that read it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rrm.config import Config, OneStep, PseudoMasks, Section, StepTwo
+from rrm.config import Config, Method, OneStep, PseudoMasks, Section, StepTwo
 from rrm.errors import RRMError
 
 SPLITS = ("train", "val", "test")
@@ -33,6 +33,7 @@ STAGES: Mapping[str, Stage] = {
     "pack-masks": Stage("pack_masks", (), ("split",), "pack the masks of one split"),
     "classifier": Stage("classifier", ("photos",), ("seed",), "train the classification branch (warm start)"),
     "one-step": Stage("one_step", ("photos", "start"), ("seed", "model"), "one-step RRM training"),
+    "method": Stage("method", ("photos", "start"), ("seed", "model"), "train another weakly supervised method"),
     "pseudo-masks": Stage(
         "pseudo_masks", ("photos", "model"), ("seed", "masks"), "a set of pseudo masks of the training photos"
     ),
@@ -106,7 +107,8 @@ def one_step_section(config: Config, model: str) -> OneStep:
 def models(config: Config) -> list[str]:
     """Names of all models with rows in Table 5, in table order."""
     cam = [f"cam/{labels}" for labels in config.cam_rows]
-    return [*cam, "one_step", *(f"step_two/{k}" for k in config.step_two), *(f"bounds/{k}" for k in config.bounds)]
+    groups = {"methods": config.methods, "step_two": config.step_two, "bounds": config.bounds}
+    return [*cam, "one_step", *(f"{group}/{name}" for group, entries in groups.items() for name in entries)]
 
 
 def scored_models(config: Config) -> dict[str, list[str]]:
@@ -144,18 +146,25 @@ def masks_section(config: Config, masks: str) -> PseudoMasks:
     return config.pseudo_masks[masks]
 
 
+def method_section(config: Config, model: str) -> Method:
+    """The section of a model `methods/<name>`, with the network of `one_step` where it has none of its own.
+
+    Raises:
+        RRMError: no such entry in the configuration.
+    """
+    group, _, name = model.partition("/")
+    if group != "methods" or name not in config.methods:
+        raise RRMError(
+            f"model: expected one of {[f'methods/{k}' for k in config.methods]}, got {model!r}: add it to the config "
+            "or correct the name"
+        )
+    section = config.methods[name]
+    return section if section.network else section.model_copy(update={"network": config.one_step.network})
+
+
 def evaluated_splits(config: Config) -> list[str]:
     """Splits with public masks to score on: val, and test where the data set names one."""
     return ["val"] + (["test"] if config.dataset.kind == "demo" or config.dataset.test else [])
-
-
-def _network_options(config: Config, model: str) -> dict[str, Any]:
-    options = network_section(config, model).model_dump(mode="json")
-    options.pop("label")
-    if model.startswith("bounds/"):
-        options.pop("pseudo_masks")
-    options["network"].pop("start")
-    return options
 
 
 def stage_options(
@@ -174,8 +183,8 @@ def stage_options(
         config: the validated configuration.
         stage: a key of `STAGES`.
         seed: for stages with a seed.
-        model: `"cam/predicted"`, `"cam/given"`, `"one_step"`, `"ablation/<name>"`, `"step_two/<name>"` or
-            `"bounds/<name>"`, for stages with a model.
+        model: `"cam/predicted"`, `"cam/given"`, `"one_step"`, `"ablation/<name>"`, `"methods/<name>"`,
+            `"step_two/<name>"` or `"bounds/<name>"`, for stages with a model.
         split: `"train"`, `"val"` or `"test"`, for stages with a split.
         table: number of the paper's table, for stages with a table.
         masks: name of a set of pseudo masks, for the stage that makes them.
@@ -185,31 +194,36 @@ def stage_options(
     """
     if stage not in STAGES:
         raise RRMError(f"stage: expected one of {', '.join(STAGES)}, got {stage!r}")
-    dataset = config.dataset.model_dump(mode="json")
-    own = one_step_section(config, model or "one_step") if stage == "one-step" else config.one_step
-    one_step = own.model_dump(mode="json")
-    one_step["network"].pop("start")
-    network = _network_options(config, model) if stage in ("step-two", "bound") else {}
-    whole = config.model_dump(mode="json", exclude={"runtime"})
-    options: dict[str, dict[str, Any]] = {
-        "demo-data": {"demo": dataset["demo"]},
-        "pack-photos": {"dataset": dataset},
-        "pack-masks": {"dataset": dataset, "split": split},
-        "classifier": {"network": one_step["network"], "classifier": _plain(config.classifier), "seed": seed},
-        "one-step": {"one_step": one_step, "seed": seed},
-        "pseudo-masks": {"pseudo_masks": _plain(masks_section(config, masks)), "seed": seed}
-        if stage == "pseudo-masks"
-        else {},
-        "step-two": {"step_two": network, "seed": seed},
-        "bound": {"step_two": network, "seed": seed},
-        "predict": _prediction_options(config, model, split),
-        "evaluate": {"crf": _plain(config.evaluation.crf), "split": split},
-        "ablation-table": {"config": whole, "table": table},
-        "class-table": {"config": whole, "table": table},
-        "table5": {"config": whole},
-        "comparisons": {"config": whole},
+    whole = {"config": config.model_dump(mode="json", exclude={"runtime"})}
+    options: dict[str, Callable[[], dict[str, Any]]] = {
+        "demo-data": lambda: {"demo": _plain(config.dataset.demo)},
+        "pack-photos": lambda: {"dataset": _plain(config.dataset)},
+        "pack-masks": lambda: {"dataset": _plain(config.dataset), "split": split},
+        "classifier": lambda: {
+            "network": _trained_options(config.one_step)["network"],
+            "classifier": _plain(config.classifier),
+            "seed": seed,
+        },
+        "one-step": lambda: {"one_step": _trained_options(one_step_section(config, model or "one_step")), "seed": seed},
+        "method": lambda: {"method": _trained_options(method_section(config, model)), "seed": seed},
+        "pseudo-masks": lambda: {"pseudo_masks": _plain(masks_section(config, masks)), "seed": seed},
+        "step-two": lambda: {"step_two": _trained_options(network_section(config, model)), "seed": seed},
+        "bound": lambda: {"step_two": _trained_options(network_section(config, model), "pseudo_masks"), "seed": seed},
+        "predict": lambda: _prediction_options(config, model, split),
+        "evaluate": lambda: {"crf": _plain(config.evaluation.crf), "split": split},
+        "ablation-table": lambda: {**whole, "table": table},
+        "class-table": lambda: {**whole, "table": table},
+        "table5": lambda: whole,
+        "comparisons": lambda: whole,
     }
-    return options[stage]
+    return options[stage]()
+
+
+def _trained_options(section: OneStep | StepTwo | Method, *unread: str) -> dict[str, Any]:
+    """What a training reads of its section: neither the texts of its row nor keys that are `unread`."""
+    options = {key: value for key, value in _plain(section).items() if key not in ("label", *unread)}
+    options["network"].pop("start")
+    return options
 
 
 def _plain(section: Section) -> dict[str, Any]:

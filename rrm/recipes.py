@@ -2,7 +2,8 @@
 
 Each key can be overridden in the config; what differs from the recipe is listed in the tables' column `departures`.
 Sources: RRM (AAAI 2020), section "Implementation Details"; github.com/zbf1991/RRM `train_from_cls_weight.py`;
-DeepLab-v2 (arXiv:1606.00915) and DeepLab-LargeFOV (arXiv:1412.7062) for step two.
+DeepLab-v2 (arXiv:1606.00915) and DeepLab-LargeFOV (arXiv:1412.7062) for step two; the publications of the other methods,
+whose number of steps is taken from RRM where they give none.
 """
 
 from __future__ import annotations
@@ -178,3 +179,27 @@ NETWORK_RECIPES: dict[str, dict[str, Any]] = {
     "light": _LIGHT,
 }
 """Defaults of one entry of `step_two` or `bounds`, by its `recipe`."""
+
+
+def _published_training(steps: int, batch_size: int, lr: float) -> dict[str, Any]:
+    """SGD as in DeepLab; the publications lower the rate in steps of ten, the loop here by a polynomial."""
+    return {
+        "steps": steps,
+        "batch_size": batch_size,
+        "crop": 321,
+        "scale_per": "image",
+        "optimizer": {
+            "kind": "sgd",
+            "lr": lr,
+            "momentum": 0.9,
+            "weight_decay": 5.0e-4,
+            "lr_factors": [1, 2, 10, 20],
+            "power": 0.9,
+        },
+    }
+
+
+METHOD_RECIPES: dict[str, dict[str, Any]] = {
+    "em_adapt": {"label": "EM-Adapt", "train": _published_training(steps=20_000, batch_size=20, lr=1.0e-3)},
+}
+"""Defaults of one entry of `methods`, by its `kind`; those of the method's own keys are in `rrm.config`."""

@@ -97,7 +97,7 @@ class Plan:
     def threads(self, stage: str) -> int:
         """Threads of a stage's job: as configured for it, or for all, or 1 (2 for what trains)."""
         module = STAGES[stage].module
-        usual = 2 if module in ("classifier", "one_step", "step_two", "bound") else 1
+        usual = 2 if module in ("classifier", "one_step", "method", "step_two", "bound") else 1
         given = self.config.runtime.threads
         return given.get(module, given.get("default", usual))
 
@@ -109,7 +109,7 @@ class Plan:
         return int(device == "cuda" or (device == "auto" and seen))
 
     def pattern(self, *groups: str) -> str:
-        """Regular expression of the names of the models, of all or of those that begin so (`step_two/`, `bounds/`)."""
+        """Regular expression of the names of the models, of all or of those that begin so (`methods/`, `step_two/`)."""
         names = [name for name in scored_models(self.config) if name.startswith(groups or "")]
         return "|".join(map(re.escape, names)) or _NOTHING
 
@@ -121,7 +121,7 @@ class Plan:
         layout, classifier = self.layout, self.config.classifier.enabled
 
         def of(wildcards: Any) -> list[Path]:
-            if stage != "one-step" and not network_section(self.config, wildcards.model).warm_start:
+            if stage in ("step-two", "bound") and not network_section(self.config, wildcards.model).warm_start:
                 return []
             if stage == "step-two":
                 return [layout.weights(wildcards.seed, "one_step")]

@@ -33,6 +33,8 @@ def claims(config: Config) -> Iterator[tuple[str, str, str, list[str]]]:
             yield claim, "one_step", variant(config, "rrm", end, "joint"), ["val"]
     if "cam/predicted" in models(config):
         yield "Table 5: one-step above the CAM of its own branch", "one_step", "cam/predicted", splits
+    for name, method in config.methods.items():
+        yield f"Table 5: one-step above {method.label}", "one_step", f"methods/{name}", splits
     for name in config.step_two:
         yield "Table 5: two-step above one-step", f"step_two/{name}", "one_step", splits
 

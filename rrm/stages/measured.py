@@ -17,6 +17,8 @@ from rrm.stages.call import Call
 from rrm.store import Store
 from rrm.tables import check_sources, scores_of_store
 
+STAGE_OF = {"methods": "method", "step_two": "step-two", "bounds": "bound"}
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -78,5 +80,5 @@ def _parse(name: str) -> tuple[int, str, str]:
 
 def _expected(config: Config, seed: int, model: str) -> dict[str, Any]:
     """Options of the training stage that made a model."""
-    stage = {"step_two": "step-two", "bounds": "bound"}.get(model.partition("/")[0], "one-step")
+    stage = STAGE_OF.get(model.partition("/")[0], "one-step")
     return stage_options(config, stage, seed=seed, model="one_step" if model.startswith("cam/") else model)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rrm.config import Config, OneStep, StepTwo, departures
-from rrm.pipeline import models, network_section
+from rrm.config import Config, Method, OneStep, StepTwo, departures
+from rrm.pipeline import method_section, models, network_section
 from rrm.stages.call import Call
 from rrm.stages.measured import read_measured
 from rrm.tables import Row, measured_row, write_table5
@@ -18,6 +18,8 @@ BACKBONES = {
     "vgg16": "VGG-16",
     "mobilenet_v2": "MobileNetV2",
 }
+METHODS = {"em_adapt": {"citation": "papandreou2015weakly", "end_to_end": "yes"}}
+"""What is known of the other methods, by kind; end to end: no seeds of a classifier that was trained before."""
 _SHAPE_OPTIONS = ("width", "units", "layers", "output_stride")
 
 
@@ -32,15 +34,16 @@ def backbone_name(network: Mapping[str, Any]) -> str:
     return BACKBONES[network["backbone"]] + (f" ({', '.join(changed)})" if changed else "")
 
 
-def _facts(config: Config, section: OneStep | StepTwo) -> dict[str, str]:
+def _facts(config: Config, section: OneStep | StepTwo | Method) -> dict[str, str]:
+    network = section.network or config.one_step.network
     return {
         "citation": "zhang2020reliability",
-        "backbone": backbone_name(section.network.model_dump()),
-        "start_weights": section.network.start,
+        "backbone": backbone_name(network.model_dump()),
+        "start_weights": network.start,
         "image_labels_at_test": "no",
         "extra_data": "-",
         "dataset": config.dataset.name,
-        "recipe": section.recipe,
+        "recipe": getattr(section, "recipe", ""),
         "departures": "; ".join(departures(section)),
     }
 
@@ -54,6 +57,10 @@ def describe(config: Config, model: str) -> Row:
             given = "yes" if image_labels == "given" else "no"
             facts |= {"method": "CAM of RRM's classification branch", "image_labels_at_test": given}
         return Row(model, facts)
+    if group == "methods":
+        method = method_section(config, model)
+        facts = _facts(config, method) | METHODS[method.kind]
+        return Row(model, facts | {"method": method.label, "recipe": method.kind, "supervision": "L"})
     section = network_section(config, model)
     facts = _facts(config, section) | {"method": section.label}
     if group == "bounds":

@@ -10,7 +10,10 @@ from rrm.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = [str(ROOT / "config.yaml"), str(ROOT / "tests" / "tiny.yaml")]
-MODELS = ("cam/predicted", "cam/given", "one_step", "step_two/vgg16", "step_two/resnet101", "bounds/resnet38")
+MODELS = (
+    *("cam/predicted", "cam/given", "one_step", "methods/em_adapt"),
+    *("step_two/vgg16", "step_two/resnet101", "bounds/resnet38"),
+)
 
 
 class Chain:
@@ -43,6 +46,11 @@ class Chain:
         if not start.exists():
             assert self.stage("classifier", start, photos=self.photos) == 0
         return self.stage("one-step", self.weights("one_step"), photos=self.photos, start=start)
+
+    def method(self, name: str, *extra: str) -> int:
+        """Another method, from the classifier."""
+        model, start = f"methods/{name}", self.seed / "classifier.pth"
+        return self.stage("method", self.weights(model), "--model", model, *extra, photos=self.photos, start=start)
 
     def step_two(self, network: str) -> int:
         """Pseudo masks and one network trained on them."""
@@ -78,6 +86,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     chain.data()
     chain.pack()
     assert chain.one_step() == 0
+    assert chain.method("em_adapt") == 0
     assert chain.step_two("vgg16") == 0
     assert chain.step_two("resnet101") == 0
     assert chain.bound("resnet38") == 0

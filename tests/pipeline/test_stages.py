@@ -39,8 +39,10 @@ def test_table_holds_reported_rows_and_recomputable_cells(finished: Chain, tmp_p
     reported, measured = table[table.source == "reported"], table[table.source == "measured"]
     assert len(reported) == 19 and reported.citation.notna().all()
     assert set(reported.dataset) == {"VOC 2012"} and reported.val_without_crf.isna().all()
-    assert list(measured.supervision) == ["L", "L", "L", "L", "L", "F"]
-    assert list(measured.image_labels_at_test) == ["no", "yes", "no", "no", "no", "no"]
+    assert list(measured.supervision) == ["L", "L", "L", "L", "L", "L", "F"]
+    assert list(measured.image_labels_at_test) == ["no", "yes", "no", "no", "no", "no", "no"]
+    em_adapt = measured[measured.method == "EM-Adapt"].iloc[0]
+    assert (em_adapt.citation, em_adapt.end_to_end, em_adapt.recipe) == ("papandreou2015weakly", "yes", "em_adapt")
     for model, (_, row) in zip(MODELS, measured.iterrows(), strict=True):
         store = Store(finished.seed / model / "confusion_val.h5", "confusion")
         for kind, column in (("crf", "val"), ("plain", "val_without_crf")):

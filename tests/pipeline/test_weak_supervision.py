@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rrm.pipeline import STAGES
 from rrm.training import read_weights
 from tests.pipeline.conftest import Chain
 
@@ -29,11 +30,17 @@ def test_garbage_training_masks_change_nothing(finished: Chain, tmp_path: Path) 
     assert _spoil_training_masks(spoiled.manifest.parent) == 10
     spoiled.pack()
     assert spoiled.one_step() == 0
+    assert spoiled.method("em_adapt") == 0
     assert spoiled.step_two("vgg16") == 0
-    for model in ("one_step", "step_two/vgg16"):
+    for model in ("one_step", "methods/em_adapt", "step_two/vgg16"):
         expected, got = read_weights(finished.weights(model)), read_weights(spoiled.weights(model))
         assert all((expected["weights"][name] == tensor).all() for name, tensor in got["weights"].items())
         assert spoiled.score(model).read_bytes() == (finished.seed / model / "confusion_val.h5").read_bytes()
+
+
+@pytest.mark.parametrize("stage", ["classifier", "one-step", "method"])
+def test_stages_with_image_labels_alone_take_no_masks(stage: str) -> None:
+    assert "masks" not in STAGES[stage].inputs
 
 
 def test_step_two_refuses_true_masks(finished: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,15 @@ DATA = {
     "demo/photos.h5",
     *(f"demo/masks_{split}.h5" for split in ("train", "val", "test")),
 }
-MODELS = ("cam/predicted", "cam/given", "one_step", "step_two/plain", "step_two/warm", "bounds/full")
+MODELS = (
+    "cam/predicted",
+    "cam/given",
+    "one_step",
+    "methods/em_adapt",
+    "step_two/plain",
+    "step_two/warm",
+    "bounds/full",
+)
 STEP_TWO = ("step_two/plain", "step_two/warm")
 
 
@@ -46,7 +54,9 @@ def masks(seed: int = 0) -> set[str]:
 
 def run_of(seed: int) -> set[str]:
     """Everything that belongs to one seed."""
-    trained = weights("one_step", *STEP_TWO, "bounds/full", seed=seed) | {f"demo/seed{seed}/classifier.pth"}
+    trained = weights("one_step", "methods/em_adapt", *STEP_TWO, "bounds/full", seed=seed) | {
+        f"demo/seed{seed}/classifier.pth"
+    }
     return trained | masks(seed) | scored(*MODELS, seed=seed)
 
 
@@ -62,12 +72,14 @@ def put(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
 
 CHANGES = [
     ({"evaluation.crf.iterations": 7}, evaluated(*MODELS) | TABLE),
-    ({"evaluation.views.scales": [0.5, 1.0]}, scored("one_step", *STEP_TWO, "bounds/full") | TABLE),
+    ({"evaluation.views.scales": [0.5, 1.0]}, scored("one_step", "methods/em_adapt", *STEP_TWO, "bounds/full") | TABLE),
     ({"pseudo_masks.one_step.crf.iterations": 7}, masks() | weights(*STEP_TWO) | scored(*STEP_TWO) | TABLE),
     (
         {"pseudo_masks.cam": {"network": "classifier", "source": "cam"}, "step_two.plain.pseudo_masks": "cam"},
         {"demo/seed0/pseudo_masks/cam.h5"} | weights("step_two/plain") | scored("step_two/plain") | TABLE,
     ),
+    ({"methods.em_adapt.train.steps": 77}, weights("methods/em_adapt") | scored("methods/em_adapt") | TABLE),
+    ({"methods.em_adapt.foreground": 0.3}, weights("methods/em_adapt") | scored("methods/em_adapt") | TABLE),
     ({"step_two.plain.train.steps": 77}, weights("step_two/plain") | scored("step_two/plain") | TABLE),
     ({"bounds.full.train.steps": 77}, weights("bounds/full") | scored("bounds/full") | TABLE),
     (
@@ -75,7 +87,7 @@ CHANGES = [
         weights("one_step", *STEP_TWO) | masks() | scored("cam/predicted", "cam/given", "one_step", *STEP_TWO) | TABLE,
     ),
     ({"classifier.train.steps": 77}, run_of(0) | TABLE),
-    ({"step_two.plain.label": "other", "one_step.network.start": "other"}, TABLE),
+    ({"step_two.plain.label": "other", "methods.em_adapt.label": "other", "one_step.network.start": "other"}, TABLE),
     ({"seeds": [0, 3]}, run_of(3) | TABLE),
     (
         {"ablation.ratios": [0.4, 0.8]},
@@ -126,6 +138,7 @@ def test_how_to_run_and_mere_text_replan_nothing(finished: Project) -> None:
     ("module", "expected"),
     [
         ("stages/pseudo_masks.py", masks() | weights(*STEP_TWO) | scored(*STEP_TWO) | TABLE),
+        ("em_adapt.py", weights("methods/em_adapt") | scored("methods/em_adapt") | TABLE),
         ("tables.py", TABLE),
     ],
 )

@@ -1,6 +1,6 @@
 # All networks are trained by one loop; resume checkpoints lie beside the weights and are not declared here, for
-# Snakemake deletes declared outputs of a job that failed. The chain from the classifier to step two comes before the bounds
-# (priority): nothing waits for those but their own predictions.
+# Snakemake deletes declared outputs of a job that failed. The chain from the classifier to step two comes before the
+# other methods and the bounds (priority): nothing waits for those but their own predictions.
 
 
 rule classifier:
@@ -53,6 +53,33 @@ rule one_step:
         runtime=PLAN.runtime,
     shell:
         "python -m rrm one-step {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
+        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+
+
+rule method:
+    input:
+        photos=LAYOUT.photos,
+        start=PLAN.start("method"),
+    output:
+        weights=LAYOUT.weights("{seed}", "{model}"),
+    log:
+        PLAN.log("seed{seed}", "{model}"),
+    benchmark:
+        PLAN.cost("seed{seed}", "{model}")
+    wildcard_constraints:
+        model=PLAN.pattern("methods/"),
+    conda:
+        "../envs/rrm.yml"
+    threads: PLAN.threads("method")
+    resources:
+        gpu=PLAN.gpu,
+    params:
+        options=PLAN.options("method"),
+        code=PLAN.code("method"),
+        inputs=PLAN.inputs,
+        runtime=PLAN.runtime,
+    shell:
+        "python -m rrm method {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
         " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
 
 
