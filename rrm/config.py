@@ -310,6 +310,44 @@ class EMAdapt(Method):
     passes: int = Field(5, ge=1, le=1000, description="how often at most the biases of a photo are gone through")
 
 
+class Seeds(Section):
+    """Seeds from the activation maps of the classifier that training starts from."""
+
+    scales: Scales = Field([1.0], description="scales of the photo that are averaged")
+    foreground: Share = Field(0.2, description="foreground: share of a class's maximum above which a pixel is a seed")
+    background: Share = Field(0.05, description="background: share of the maximum that no class of the photo reaches")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Seeds:
+        if self.background > self.foreground:
+            raise ValueError(f"expected background at most foreground, got {self.background} and {self.foreground}")
+        return self
+
+
+class SEC(Method):
+    """SEC (Kolesnikov and Lampert 2016)."""
+
+    kind: Literal["sec"] = Field(description="sec: seeds, expansion by rank pooling, constraint to boundaries")
+    seeds: Seeds = Field(Seeds(), description="where the classifier is sure")
+    foreground_decay: Share = Field(0.996, description="d+ of the photo's classes, for a map of 41x41")
+    absent_decay: Share = Field(0.999, description="d- of all other classes")
+    background_decay: Share = Field(0.99, description="d_bg")
+    crf: CRF = Field(CRF(), description="CRF of the boundary loss, for the crop; reduced with it to the map")
+
+
+class DSRG(Method):
+    """DSRG (Huang et al. 2018)."""
+
+    kind: Literal["dsrg"] = Field(description="dsrg: seeds that grow, constraint to boundaries")
+    seeds: Seeds = Field(Seeds(), description="where the classifier is sure")
+    foreground_threshold: Share = Field(0.85, description="least probability of a class that grows")
+    background_threshold: Share = Field(0.99, description="least probability of background that grows")
+    crf: CRF = Field(CRF(), description="CRF of the boundary loss, for the crop; reduced with it to the map")
+
+
+AnyMethod = Annotated[EMAdapt | SEC | DSRG, Field(discriminator="kind")]
+
+
 class Evaluation(Section):
     """Prediction and its scoring."""
 
@@ -345,7 +383,7 @@ class Config(Section):
     )
     step_two: dict[LabelledName, StepTwo] = Field({}, description="networks retrained on the pseudo masks")
     bounds: dict[LabelledName, StepTwo] = Field({}, description="networks trained on the training masks: upper bounds")
-    methods: dict[LabelledName, EMAdapt] = Field(
+    methods: dict[LabelledName, AnyMethod] = Field(
         {}, description="other weakly supervised methods on the same parts, for rows of Tables 3 to 5"
     )
     cam_rows: list[Literal["predicted", "given"]] = Field(
@@ -371,6 +409,16 @@ class Config(Section):
                     f"step_two.{name}.pseudo_masks: expected one of {', '.join(self.pseudo_masks)}, got "
                     f"{section.pseudo_masks!r}: add the set or name another"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_have_a_classifier(self) -> Config:
+        seeded = [name for name, method in self.methods.items() if isinstance(method, SEC | DSRG)]
+        if seeded and not self.classifier.enabled:
+            raise ValueError(
+                f"methods: expected classifier.enabled for the seeds of {', '.join(seeded)}, got false: set it, or leave "
+                "them out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -422,10 +470,16 @@ def _apply_recipes(raw: Mapping[str, Any]) -> dict[str, Any]:
     return resolved
 
 
+def _path(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that lead to a fault; pydantic names the kind of a method among them."""
+    parts = [str(part) for part in location]
+    return parts[:2] + parts[3:] if parts[:1] == ["methods"] else parts
+
+
 def _faults(error: ValidationError) -> list[str]:
     lines = []
     for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"]) or "config"
+        key = ".".join(_path(fault["loc"])) or "config"
         if fault["type"] == "extra_forbidden":
             lines.append(f"{key}: expected a known key, got an unknown one: correct or remove it")
         elif fault["type"] == "missing":

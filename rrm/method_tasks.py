@@ -6,6 +6,7 @@ start is the classifier that one-step RRM starts from.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import record_function
 
+from rrm.cam import multi_scale_cam, normalize_cam
+from rrm.crf import DenseCRF
 from rrm.em_adapt import estimate_labels
 from rrm.losses import balanced_cross_entropy
+from rrm.sec import boundary_loss, expansion_loss
+from rrm.seeds import cam_seeds, grow_seeds
 from rrm.training import Batch
 
 
@@ -48,3 +53,64 @@ class EMAdaptTask:
             labels = estimate_labels(logits, batch["present"], valid, **self.shares)
         with record_function("rrm.cross_entropy"):
             return {"cross_entropy": balanced_cross_entropy(logits, labels, "mean")}
+
+
+class _SeededTask:
+    """What SEC and DSRG share: seeds of the network as it was before training, in evaluation mode, and the boundary.
+
+    Args:
+        network: an `RRMNet` whose classification branch is trained.
+        seeds: `scales`, `foreground` and `background` of the seeds.
+        crf: of the boundary loss.
+        options: what the method has beside these.
+    """
+
+    def __init__(self, network: Any, seeds: Mapping[str, Any], crf: DenseCRF, options: Mapping[str, Any]) -> None:
+        self.network, self.crf, self.options = network, crf, dict(options)
+        self.thresholds = {name: seeds[name] for name in ("foreground", "background")}
+        self.scales = seeds["scales"]
+        self.classifier = copy.deepcopy(network).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def seeds(self, batch: Batch, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Seeds (N,h,w) int64 of a batch, 255 elsewhere; `images` are normalised."""
+        forward = self.classifier.to(images.device).forward_cam
+        cams = multi_scale_cam(forward, images, scales=self.scales, size=size, average="image")
+        scores = normalize_cam(cams.float(), batch["present"])
+        return cam_seeds(scores, batch["present"], valid_at(batch["valid"], size), **self.thresholds)
+
+    def losses(self, batch: Batch, progress: float) -> Mapping[str, Tensor]:
+        """Loss terms of a batch with `images` (N,3,H,W) 0..255, `present` (N,C) and `valid` (N,H,W)."""
+        images = self.network.normalize(batch["images"])
+        logits = self.network.forward_segmentation(images).float()
+        size = (int(logits.shape[2]), int(logits.shape[3]))
+        with record_function("rrm.mining"):
+            seeds = self.seeds(batch, images, size)
+        valid = valid_at(batch["valid"], size)
+        with record_function("rrm.boundary"):
+            boundary = boundary_loss(logits, batch["images"], self.crf, valid)
+        return {**self.seed_terms(logits, seeds, batch["present"], valid), "boundary": boundary}
+
+    def seed_terms(self, logits: Tensor, seeds: Tensor, present: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """The method's own terms."""
+        raise NotImplementedError
+
+
+class SECTask(_SeededTask):
+    """SEC: cross-entropy on seeds, expansion and boundary loss; `options` are the decays of `expansion_loss`."""
+
+    def seed_terms(self, logits: Tensor, seeds: Tensor, present: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        seed = balanced_cross_entropy(logits, seeds, "mean")
+        return {"seed": seed, "expansion": expansion_loss(logits.softmax(1), present, valid, **self.options)}
+
+
+class DSRGTask(_SeededTask):
+    """DSRG: balanced cross-entropy on seeds that the network's own probabilities let grow, and boundary loss.
+
+    `options` are `foreground_threshold` and `background_threshold` of `rrm.seeds.grow_seeds`.
+    """
+
+    def seed_terms(self, logits: Tensor, seeds: Tensor, present: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        thresholds = (self.options["foreground_threshold"], self.options["background_threshold"])
+        grown = grow_seeds(seeds, logits.detach().softmax(1), present, valid, *thresholds)
+        return {"seed": balanced_cross_entropy(logits, grown, "balanced")}

@@ -201,5 +201,7 @@ def _published_training(steps: int, batch_size: int, lr: float) -> dict[str, Any
 
 METHOD_RECIPES: dict[str, dict[str, Any]] = {
     "em_adapt": {"label": "EM-Adapt", "train": _published_training(steps=20_000, batch_size=20, lr=1.0e-3)},
+    "sec": {"label": "SEC", "train": _published_training(steps=8_000, batch_size=15, lr=1.0e-3)},
+    "dsrg": {"label": "DSRG", "train": _published_training(steps=8_000, batch_size=20, lr=5.0e-4)},
 }
 """Defaults of one entry of `methods`, by its `kind`; those of the method's own keys are in `rrm.config`."""

@@ -26,6 +26,8 @@ ORDER = [
     "regions",
     "losses",
     "em_adapt",
+    "seeds",
+    "sec",
     "schedules",
     "training",
     "tasks",

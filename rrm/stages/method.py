@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rrm.method_tasks import EMAdaptTask
+from rrm.crf import DenseCRF
+from rrm.method_tasks import DSRGTask, EMAdaptTask, SECTask
 from rrm.networks import load_weights
 from rrm.stages.call import Call
 from rrm.stages.train import new_network, train
@@ -15,7 +16,11 @@ from rrm.training import Task
 
 def _task(network: Any, options: Mapping[str, Any]) -> Task:
     """What the method minimises; `options` is an entry of the config section `methods`."""
-    return EMAdaptTask(network, {name: options[name] for name in ("background", "foreground", "passes")})
+    own = {name: value for name, value in options.items() if name not in ("kind", "network", "train")}
+    if options["kind"] == "em_adapt":
+        return EMAdaptTask(network, own)
+    seeds, crf = own.pop("seeds"), DenseCRF(**own.pop("crf"))
+    return {"sec": SECTask, "dsrg": DSRGTask}[options["kind"]](network, seeds, crf, own)
 
 
 def run(call: Call) -> None:

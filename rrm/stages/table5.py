@@ -18,7 +18,11 @@ BACKBONES = {
     "vgg16": "VGG-16",
     "mobilenet_v2": "MobileNetV2",
 }
-METHODS = {"em_adapt": {"citation": "papandreou2015weakly", "end_to_end": "yes"}}
+METHODS = {
+    "em_adapt": {"citation": "papandreou2015weakly", "end_to_end": "yes"},
+    "sec": {"citation": "kolesnikov2016seed", "end_to_end": "no"},
+    "dsrg": {"citation": "huang2018weakly", "end_to_end": "no"},
+}
 """What is known of the other methods, by kind; end to end: no seeds of a classifier that was trained before."""
 _SHAPE_OPTIONS = ("width", "units", "layers", "output_stride")
 

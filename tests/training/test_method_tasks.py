@@ -8,11 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from rrm.method_tasks import EMAdaptTask, valid_at
+from rrm.crf import DenseCRF
+from rrm.method_tasks import DSRGTask, EMAdaptTask, SECTask, valid_at
 from tests.training.test_tasks import HOSTILE, SIDE, _batch, _network
 
+SEEDS = {"scales": [0.5, 1.0], "foreground": 0.4, "background": 0.3}
+DECAYS = {"foreground_decay": 0.996, "absent_decay": 0.999, "background_decay": 0.99}
+THRESHOLDS = {"foreground_threshold": 0.85, "background_threshold": 0.99}
+CRF = DenseCRF(iterations=3)
 TASKS: dict[str, Callable[[Any], Any]] = {
     "em_adapt": lambda network: EMAdaptTask(network, {"background": 0.4, "foreground": 0.2, "passes": 2}),
+    "sec": lambda network: SECTask(network, SEEDS, CRF, DECAYS),
+    "dsrg": lambda network: DSRGTask(network, SEEDS, CRF, THRESHOLDS),
 }
 
 
@@ -62,3 +69,20 @@ def test_padding_has_no_loss() -> None:
     assert float(task.losses(nothing, 0.0)["cross_entropy"].detach()) == 0
     assert float(task.losses(batch, 0.0)["cross_entropy"].detach()) > 0
     assert valid_at(nothing["valid"], (4, 4)).shape == (2, 4, 4)
+
+
+@pytest.mark.parametrize("kind", [SECTask, DSRGTask])
+def test_seeds_are_those_of_the_start_whatever_training_does(kind: Any) -> None:
+    network, batch = _network(), _batch()
+    task = kind(network, SEEDS, CRF, DECAYS if kind is SECTask else THRESHOLDS)
+    images = network.normalize(batch["images"])
+    buffers = {name: value.clone() for name, value in network.named_buffers()}
+    before = task.seeds(batch, images, (4, 4))
+    assert all(torch.equal(buffers[name], value) for name, value in network.named_buffers())
+    assert network.training
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(1)
+    torch.testing.assert_close(before, task.seeds(batch, images, (4, 4)))
+    assert set(before[0].unique().tolist()) <= {0, 1, 3, 255}
+    assert set(before[1].unique().tolist()) <= {0, 2, 255}
