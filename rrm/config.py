@@ -296,6 +296,7 @@ class StepTwo(Section):
 class Method(Section):
     """What all other methods have; `kind` gives the defaults of the other keys."""
 
+    kind: str = Field(description="which method")
     label: str = Field(description="row name in the tables")
     network: Network | None = Field(None, description="backbone and heads; null: those of one_step")
     train: Training = Field(description="loop")
@@ -416,8 +417,8 @@ class Config(Section):
         seeded = [name for name, method in self.methods.items() if isinstance(method, SEC | DSRG)]
         if seeded and not self.classifier.enabled:
             raise ValueError(
-                f"methods: expected classifier.enabled for the seeds of {', '.join(seeded)}, got false: set it, or leave "
-                "them out"
+                f"methods: expected classifier.enabled for the seeds of {', '.join(seeded)}, got false: set it, or "
+                "leave them out"
             )
         return self
 

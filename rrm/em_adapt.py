@@ -67,7 +67,8 @@ def estimate_labels(
     shares = [background] + [foreground] * (logits.shape[1] - 1)
     with torch.autocast(logits.device.type, enabled=False):
         for _ in range(passes):
-            if not any([_raise(scores, label, share, allowed, counted) for label, share in enumerate(shares)]):
+            raised = [_raise(scores, label, share, allowed, counted) for label, share in enumerate(shares)]
+            if not any(raised):
                 break
     labels = scores.argmax(dim=1).masked_fill(~counted, IGNORE)
     return labels.view(logits[:, 0].shape)

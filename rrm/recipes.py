@@ -2,8 +2,8 @@
 
 Each key can be overridden in the config; what differs from the recipe is listed in the tables' column `departures`.
 Sources: RRM (AAAI 2020), section "Implementation Details"; github.com/zbf1991/RRM `train_from_cls_weight.py`;
-DeepLab-v2 (arXiv:1606.00915) and DeepLab-LargeFOV (arXiv:1412.7062) for step two; the publications of the other methods,
-whose number of steps is taken from RRM where they give none.
+DeepLab-v2 (arXiv:1606.00915) and DeepLab-LargeFOV (arXiv:1412.7062) for step two; the publications of the other
+methods, with RRM's number of steps where they give none.
 """
 
 from __future__ import annotations

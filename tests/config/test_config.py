@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from rrm.config import departures, load, merge, resolve
-from rrm.errors import RRMErrors
-from rrm.pipeline import STAGES, models, stage_options
+from rrm.errors import RRMError, RRMErrors
+from rrm.pipeline import STAGES, method_section, models, stage_options
 
 ROOT = Path(__file__).resolve().parents[2]
 VOC = {"dataset": {"root": "/data/VOC2012"}}
@@ -88,6 +88,44 @@ def test_recipes_fill_what_is_not_set(raw: dict[str, Any]) -> None:
     assert departures(resolve(raw).one_step) == ["mining.ratio=0.6"]
 
 
+OTHERS = {kind: {"kind": kind} for kind in ("em_adapt", "sec", "dsrg")}
+
+
+def test_other_methods_have_the_defaults_of_their_publications(raw: dict[str, Any]) -> None:
+    config = resolve(merge(raw, {"methods": OTHERS}))
+    assert models(config)[2:6] == ["one_step", "methods/em_adapt", "methods/sec", "methods/dsrg"]
+    assert [departures(method) for method in config.methods.values()] == [[], [], []]
+    assert [method.label for method in config.methods.values()] == ["EM-Adapt", "SEC", "DSRG"]
+    assert method_section(config, "methods/sec").network == config.one_step.network
+    with pytest.raises(RRMError, match="model: expected one of .*methods/sec.* got 'methods/other'"):
+        method_section(config, "methods/other")
+    changed = resolve(merge(raw, {"methods": {"sec": {"kind": "sec", "train": {"steps": 9}, "absent_decay": 0.5}}}))
+    assert departures(changed.methods["sec"]) == ["train.steps=9", "absent_decay=0.5"]
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"em_adapt": {"background": 1.2}}, "methods.em_adapt.background: Input should be less than or equal to 1"),
+        ({"em_adapt": {"passes": 0}}, "methods.em_adapt.passes: Input should be greater than or equal to 1"),
+        ({"sec": {"foreground": 0.2}}, "methods.sec.foreground: expected a known key"),
+        ({"dsrg": {"seeds": {"background": 0.3}}}, "methods.dsrg.seeds: .*expected background at most foreground"),
+        ({"sec": {"kind": "other"}}, "methods.sec: .*'other'"),
+        ({"Other": {"kind": "sec"}}, "methods.Other"),
+    ],
+)
+def test_mistakes_in_other_methods(raw: dict[str, Any], change: dict[str, Any], fault: str) -> None:
+    with pytest.raises(RRMErrors, match=fault):
+        resolve(merge(raw, {"methods": merge(OTHERS, change)}))
+
+
+def test_seeds_need_a_classifier(raw: dict[str, Any]) -> None:
+    changed = merge(raw, {"classifier": {"enabled": False}, "methods": {"em_adapt": OTHERS["em_adapt"]}})
+    assert resolve(changed).methods
+    with pytest.raises(RRMErrors, match=r"expected classifier.enabled for the seeds of sec, dsrg, got false"):
+        resolve(merge(changed, {"methods": OTHERS}))
+
+
 def _readers(raw: dict[str, Any], *keys: str, value: Any) -> set[str]:
     """Stages whose options change when the key does."""
     changed = copy.deepcopy(raw)
@@ -98,9 +136,9 @@ def _readers(raw: dict[str, Any], *keys: str, value: Any) -> set[str]:
     before, after = resolve(raw), resolve(changed)
     readers = set()
     for stage in STAGES:
-        names = [""] if stage not in ("step-two", "bound", "predict") else models(before)
+        names = [""] if stage not in ("step-two", "bound", "method", "predict") else models(before)
         for model in names:
-            group = {"step-two": "step_two/", "bound": "bounds/", "predict": ""}.get(stage, "")
+            group = {"step-two": "step_two/", "bound": "bounds/", "method": "methods/", "predict": ""}.get(stage, "")
             if model.startswith(group) and stage_options(before, stage, model=model) != stage_options(
                 after, stage, model=model
             ):
@@ -116,6 +154,12 @@ def test_a_key_concerns_the_stages_that_read_it(raw: dict[str, Any]) -> None:
     assert _readers(raw, "step_two", "mobilenet_v2", "label", value="x") == set()
     assert _readers(raw, "runtime", "workers", value=3) == set()
     assert _readers(raw, "pseudo_masks", "one_step", "confidence", value=0.5) == {"pseudo-masks"}
+    raw["methods"] = {"em_adapt": {"kind": "em_adapt"}}
+    assert _readers(raw, "methods", "em_adapt", "foreground", value=0.5) == {"method methods/em_adapt"}
+    assert _readers(raw, "methods", "em_adapt", "label", value="x") == set()
+    assert _readers(raw, "one_step", "network", "options", value={"width": 0.5}) == {
+        *("classifier", "one-step", "method methods/em_adapt")
+    }
 
 
 def test_sets_of_pseudo_masks_fit_together(raw: dict[str, Any]) -> None:

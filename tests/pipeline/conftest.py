@@ -66,14 +66,12 @@ class Chain:
         inputs = {"photos": self.photos, "masks": masks, "start": self.seed / "classifier.pth"}
         return self.stage("bound", self.weights(model), "--model", model, **inputs)
 
-    def score(self, model: str) -> Path:
+    def score(self, model: str, *extra: str) -> Path:
         """Predict and evaluate on val; gives the store of confusion matrices."""
         probabilities, confusion = (self.seed / model / f"{kind}_val.h5" for kind in ("probabilities", "confusion"))
         weights = self.weights("one_step" if model.startswith("cam/") else model)
-        assert (
-            self.stage("predict", probabilities, "--model", model, "--split", "val", photos=self.photos, model=weights)
-            == 0
-        )
+        chosen = ("--model", model, "--split", "val", *extra)
+        assert self.stage("predict", probabilities, *chosen, photos=self.photos, model=weights) == 0
         inputs = {"photos": self.photos, "masks": self.folder / "masks_val.h5", "probabilities": probabilities}
         assert self.stage("evaluate", confusion, "--split", "val", **inputs) == 0
         return confusion

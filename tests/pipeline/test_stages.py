@@ -95,6 +95,24 @@ def test_a_fitted_classifier_is_reproducible_and_leaves_the_backbone(finished: C
     assert first["fc8.weight"].any() and not first["backbone.bn7.running_mean"].any()
 
 
+@pytest.mark.parametrize("kind", ["sec", "dsrg"])
+def test_methods_with_seeds_are_trained_and_scored(finished: Chain, tmp_path: Path, kind: str) -> None:
+    over = tmp_path / "methods.yaml"
+    loop = "{steps: 2, batch_size: 4, crop: 48, optimizer: {kind: adamw, lr: 1.0e-3}}"
+    over.write_text(
+        f"methods: {{{kind}: {{kind: {kind}, seeds: {{foreground: 0.5, background: 0.3}}, train: {loop}}}}}"
+    )
+    config = ("--config", *CONFIG, str(over))
+    assert finished.method(kind, *config) == 0
+    confusion = finished.score(f"methods/{kind}", *config)
+    table, model = tmp_path / "table5.csv", f"0:methods/{kind}:val"
+    inputs = {f"0:{each}:val": finished.seed / each / "confusion_val.h5" for each in MODELS}
+    assert finished.stage("table5", table, *config, **inputs, **{model: confusion}) == 0
+    row = pd.read_csv(table).query("method == @kind.upper() and source == 'measured'").iloc[0]
+    assert (row.supervision, row.end_to_end, row.recipe) == ("L", "no", kind)
+    assert "seeds.foreground=0.5" in row.departures and "seeds.scales" not in row.departures
+
+
 def test_missing_and_wrong_inputs_are_one_line(
     finished: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
