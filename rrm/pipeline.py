@@ -6,7 +6,7 @@ file as the workflow does, and a key re-runs exactly the stages that read it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def one_step_section(config: Config, model: str) -> OneStep:
 def models(config: Config) -> list[str]:
     """Names of all models with rows in Table 5, in table order."""
     cam = [f"cam/{labels}" for labels in config.cam_rows]
-    groups = {"methods": config.methods, "step_two": config.step_two, "bounds": config.bounds}
+    groups: dict[str, Iterable[str]] = {"methods": config.methods, "step_two": config.step_two, "bounds": config.bounds}
     return [*cam, "one_step", *(f"{group}/{name}" for group, entries in groups.items() for name in entries)]
 
 
