@@ -53,7 +53,12 @@ STAGES: Mapping[str, Stage] = {
     "class-table": Stage("class_table", (), ("table",), "Table 3 (val) or 4 (test): IoU of each class"),
     "table5": Stage("table5", (), (), "the comparison table, reported and measured rows"),
     "comparisons": Stage("comparisons", (), (), "which model is above which: paired bootstrap over photos"),
+    "figure2": Stage("figure2", ("photos", "masks", "model", "confusion"), (), "CAM of each scale and their average"),
+    "figure3": Stage("figure3", ("photos", "masks", "model", "confusion"), (), "reliable labels step by step"),
+    "figure4": Stage("figure4", ("photos", "masks"), (), "predictions of all methods beside the ground truth"),
+    "failures": Stage("failures", ("photos", "masks"), (), "photos on which the best model does worst"),
 }
+FIGURES = ("figure2", "figure3", "figure4", "failures")
 
 
 LABELS, LOSSES = ("rrm", "cam"), ("ce", "joint")
@@ -109,6 +114,12 @@ def models(config: Config) -> list[str]:
     cam = [f"cam/{labels}" for labels in config.cam_rows]
     groups: dict[str, Iterable[str]] = {"methods": config.methods, "step_two": config.step_two, "bounds": config.bounds}
     return [*cam, "one_step", *(f"{group}/{name}" for group, entries in groups.items() for name in entries)]
+
+
+def drawn_models(config: Config) -> list[str]:
+    """Names of the models whose predictions the figures show: other methods, one-step, step two."""
+    names = models(config)
+    return [name for group in ("methods", "one_step", "step_two") for name in names if name.partition("/")[0] == group]
 
 
 def scored_models(config: Config) -> dict[str, list[str]]:
@@ -215,6 +226,8 @@ def stage_options(
         "class-table": lambda: {**whole, "table": table},
         "table5": lambda: whole,
         "comparisons": lambda: whole,
+        **dict.fromkeys(("figure2", "figure3"), lambda: _mining_figure_options(config)),
+        **dict.fromkeys(("figure4", "failures"), lambda: _prediction_figure_options(config)),
     }
     return options[stage]()
 
@@ -228,6 +241,18 @@ def _trained_options(section: OneStep | StepTwo | Method, *unread: str) -> dict[
 
 def _plain(section: Section) -> dict[str, Any]:
     return section.model_dump(mode="json")
+
+
+def _mining_figure_options(config: Config) -> dict[str, Any]:
+    """What the figures of the one-step network's labels depend on; they show the first seed."""
+    one_step = {"cam": _plain(config.one_step.cam), "mining": _plain(config.one_step.mining)}
+    return {"dataset": config.dataset.name, "seed": config.seeds[0], "one_step": one_step}
+
+
+def _prediction_figure_options(config: Config) -> dict[str, Any]:
+    """What the figures of predictions depend on: all but what they do not show and other seeds."""
+    unseen = {"runtime", "ablation", "bounds", "cam_rows"}
+    return {"config": config.model_dump(mode="json", exclude=unseen) | {"seeds": config.seeds[:1]}}
 
 
 def _prediction_options(config: Config, model: str, split: str) -> dict[str, Any]:
@@ -296,6 +321,10 @@ class Layout:
     def table(self, number: int | str) -> Path:
         """One of the paper's tables."""
         return self.results / f"table{number}.csv"
+
+    def figure(self, name: str) -> Path:
+        """One of `FIGURES`."""
+        return self.results / f"{name}.png"
 
     @property
     def comparisons(self) -> Path:

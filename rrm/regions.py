@@ -27,6 +27,19 @@ _PADDING = ("label", "ignore")
 _DEFAULT_CAM_EXPONENT = {"reference": 32.0, "paper": 4.0, "cam": 4.0}
 
 
+class MiningSteps(NamedTuple):
+    """Labels (N,H,W) uint8 on the way to the reliable ones: 0 background, 1..C class index + 1, 255 none."""
+
+    cam: torch.Tensor
+    """Arg max of the CAM scores."""
+    crf: torch.Tensor
+    """Arg max of the CRF on the scores with `crf_exponent` (Eq. 5); the rule "cam" makes no use of it."""
+    confident: torch.Tensor
+    """The CAM label where the rule is sure of the score (Eq. 6)."""
+    final: torch.Tensor
+    """What `RegionRule.mine` gives (Eq. 7)."""
+
+
 @dataclass(frozen=True)
 class RegionRule:
     """How pixels are chosen: every argument of `mine_regions` that is not an array.
@@ -114,9 +127,38 @@ class RegionRule:
         channels = _present_channels(cams.float(), present.to(cams.device))
         _check_scores(channels.cams)
         counted = valid.to(cams.device) if valid is not None and self.padding == "ignore" else None
-        labels = self._label(images.to(cams.device), channels, counted)
-        names = F.pad(channels.names, (0, IGNORE + 1 - channels.names.shape[1]), value=IGNORE)
-        return torch.gather(names, 1, labels.flatten(1)).view(labels.shape).byte()
+        return channels.named(self._label(images.to(cams.device), channels, counted))
+
+    def steps(self, images: torch.Tensor, cams: torch.Tensor, present: torch.Tensor) -> MiningSteps:
+        """The labels between the CAMs and the reliable pixels, to look at; `mine` is faster.
+
+        Args:
+            images: (N,H,W,3) uint8 RGB, N >= 1.
+            cams: (N,C,H,W) float in 0..1.
+            present: (N,C) bool or number.
+
+        Raises:
+            RRMError: an input is wrong; the message names it.
+
+        Example:
+            >>> image = torch.zeros(1, 1, 4, 3, dtype=torch.uint8)
+            >>> cams = torch.tensor([[[[0.0, 0.0, 0.6, 0.9]]]])
+            >>> steps = RegionRule("cam", ratio=0.5).steps(image, cams, torch.tensor([[True]]))
+            >>> steps.cam.tolist(), steps.final.tolist()
+            ([[[0, 0, 1, 1]]], [[[0, 0, 255, 1]]])
+        """
+        final = self.mine(images, cams, present)
+        channels = _present_channels(cams.float(), present.to(cams.device))
+        scores = _with_background(channels.cams, self.resolved_cam_exponent)
+        for_crf = _with_background(channels.cams, self.crf_exponent)
+        (q,) = self._crf(images.to(cams.device), [for_crf], channels.counts)
+        if self.rule == "reference":
+            sure = _sure_pixels(scores, q, self.ratio, self.score_threshold, self.background_threshold, None)
+            confident = torch.where(sure, _winner(scores), IGNORE)
+        else:
+            confident = confident_labels(scores, self.ratio)
+        cam, crf, sure_of = map(channels.named, (_winner(scores), _winner(q), confident))
+        return MiningSteps(cam, crf, sure_of, final)
 
     def _label(self, images: torch.Tensor, channels: _Channels, counted: torch.Tensor | None) -> torch.Tensor:
         """Channel of each reliable pixel, (N,H,W), 255 elsewhere."""
@@ -236,13 +278,8 @@ def reliable_labels(
         >>> reliable_labels(scores, scores, scores, ratio=1.0).tolist()
         [[[0, 255]]]
     """
-    regions = _regions(cam_scores, _winner(cam_scores), counted)
+    sure = _sure_pixels(cam_scores, q, ratio, score_threshold, background_threshold, counted)
     crf_label = _winner(q)
-    shown = F.one_hot(crf_label, q.shape[1]).amax(dim=(1, 2)).bool()
-    lowest, found = _lowest_kept(cam_scores, regions & (cam_scores > score_threshold), ratio)
-    lowest[:, 0], found[:, 0] = background_threshold, True
-    above = cam_scores > lowest[:, :, None, None]
-    sure = (regions & above & (shown & found)[:, :, None, None]).any(dim=1)
     labels = torch.where(crf_label == 0, IGNORE, crf_label)
     labels[_winner(q_background) == 0] = 0
     confidence = torch.cat([q_background[:, :1], q[:, 1:]], dim=1).amax(dim=1)
@@ -283,6 +320,11 @@ class _Channels(NamedTuple):
     names: torch.Tensor
     counts: list[int]
 
+    def named(self, labels: torch.Tensor) -> torch.Tensor:
+        """Labels (N,H,W) uint8 of channels (N,H,W) int64; 255 stays."""
+        names = F.pad(self.names, (0, IGNORE + 1 - self.names.shape[1]), value=IGNORE)
+        return torch.gather(names, 1, labels.flatten(1)).view(labels.shape).byte()
+
 
 def _present_channels(cams: torch.Tensor, present: torch.Tensor) -> _Channels:
     wanted = present > PRESENCE_THRESHOLD
@@ -315,6 +357,23 @@ def _regions(cam_scores: torch.Tensor, winner: torch.Tensor, counted: torch.Tens
     channels = torch.arange(cam_scores.shape[1], device=cam_scores.device)[:, None, None]
     won = winner[:, None] == channels
     return won if counted is None else won & counted[:, None]
+
+
+def _sure_pixels(
+    cam_scores: torch.Tensor,
+    q: torch.Tensor,
+    ratio: float,
+    score_threshold: float,
+    background_threshold: float,
+    counted: torch.Tensor | None,
+) -> torch.Tensor:
+    """Where the "reference" rule trusts the CAM's score, (N,H,W) bool."""
+    regions = _regions(cam_scores, _winner(cam_scores), counted)
+    shown = F.one_hot(_winner(q), q.shape[1]).amax(dim=(1, 2)).bool()
+    lowest, found = _lowest_kept(cam_scores, regions & (cam_scores > score_threshold), ratio)
+    lowest[:, 0], found[:, 0] = background_threshold, True
+    above = cam_scores > lowest[:, :, None, None]
+    return (regions & above & (shown & found)[:, :, None, None]).any(dim=1)
 
 
 def _lowest_kept(scores: torch.Tensor, chosen: torch.Tensor, ratio: float) -> tuple[torch.Tensor, torch.Tensor]:

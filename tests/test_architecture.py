@@ -38,6 +38,7 @@ ORDER = [
     "significance",
     "reported",
     "tables",
+    "figures",
     "stages",
     "cli",
     "__main__",

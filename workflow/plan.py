@@ -14,8 +14,10 @@ from typing import Any
 
 from rrm.config import Config, resolve
 from rrm.pipeline import (
+    FIGURES,
     STAGES,
     Layout,
+    drawn_models,
     evaluated_splits,
     masks_section,
     models,
@@ -187,6 +189,30 @@ class Plan:
         ablation = self.config.ablation
         numbers = [1] * bool(ablation.ratios) + [2] * ablation.pseudo_labels + [3, 4, 5]
         return [*map(self.layout.table, numbers), self.layout.comparisons]
+
+    @property
+    def figures(self) -> list[Path]:
+        """Every figure."""
+        return [self.layout.figure(name) for name in FIGURES]
+
+    @property
+    def drawn(self) -> list[str]:
+        """Models whose predictions the figures show."""
+        return drawn_models(self.config)
+
+    def seen(self, *models: str) -> dict[str, Path]:
+        """Inputs of a figure of these models: `probabilities:<model>` and `confusion:<model>` on val, first seed."""
+        seed = self.config.seeds[0]
+        files = {"probabilities": self.layout.prediction, "confusion": self.layout.confusion}
+        return {f"{kind}:{model}": path(seed, model, "val") for model in models for kind, path in files.items()}
+
+    def behind(self, *models: str) -> list[Path]:
+        """What lies between the data and these models' predictions; inputs for the same reason as `intermediates`."""
+        layout, seed = self.layout, self.config.seeds[0]
+        paths = [*self.manifest, *([layout.classifier(seed)] if self.config.classifier.enabled else [])]
+        paths += [layout.pseudo_masks(seed)] if any(name.startswith("step_two/") for name in models) else []
+        paths += [layout.weights(seed, name) for name in models]
+        return paths + [layout.prediction(seed, name, "val") for name in models]
 
     def log(self, *parts: str) -> Path:
         """Log of a job."""

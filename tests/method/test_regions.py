@@ -321,3 +321,19 @@ def test_wrong_input_is_refused() -> None:
             mine(**changes)
     with pytest.raises(RRMError, match="one batch size"):
         mine_regions(image[None], np.stack([cams, cams]), present[None])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_steps_lead_to_the_label_of_the_rule(rule: str) -> None:
+    image, cams, present = (torch.from_numpy(each)[None] for each in scene())
+    how = RegionRule(rule, ratio=0.5)
+    steps = how.steps(image, cams, present)
+    scores = cam_probabilities(cams, present, how.resolved_cam_exponent)
+    torch.testing.assert_close(steps.cam, scores.argmax(1).byte())
+    torch.testing.assert_close(steps.final, how.mine(image, cams, present))
+    sure = steps.confident != 255
+    assert bool((steps.confident == steps.cam)[sure].all()) and not bool(sure.all())
+    assert bool(sure[steps.final != 255].all())
+    if rule == "paper":
+        agree = torch.where(steps.confident == steps.crf, steps.confident, 255)
+        torch.testing.assert_close(steps.final, agree.byte())

@@ -1,0 +1,72 @@
+"""Stage `figure3`: from the CAM to the reliable labels, step by step (Eq. 5-7)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from rrm.cam import multi_scale_cam, normalize_cam
+from rrm.crf import DenseCRF
+from rrm.figures import Labels, Panel, draw_sheet, label_panel, photo_panel, resize_labels, save_sheet
+from rrm.inference import as_batch
+from rrm.labels import IGNORE
+from rrm.regions import MiningSteps, RegionRule
+from rrm.stages.call import Call
+from rrm.stages.drawn import SPREAD, Scene, facts, open_one_step, open_scene
+from rrm.store import Store
+
+PHOTOS = 4
+HEADINGS = ("Photo", "Ground truth", "CAM label", "CRF label", "Reliable CAM label", "Reliable label")
+_CAPTION = (
+    "Reliable labels, mined from the class activation maps of the trained network with the image-level labels of each "
+    "photo: arg max of the CAM scores, of the CRF on them (Eq. 5), the CAM label where its score is high (Eq. 6), and "
+    "the labels that are left to train on (Eq. 7). White pixels have no label. The photos are those of val: the ground "
+    "truth of training photos is out of reach of a weakly supervised run."
+)
+
+
+@torch.inference_mode()
+def mined(scene: Scene, name: str, network: Any, one_step: dict[str, Any], device: str) -> MiningSteps:
+    """Labels of one whole photo as the rule of `one_step.mining` makes them, (1,H,W) each."""
+    cam, options = one_step["cam"], one_step["mining"]
+    photo, present = scene.photo(name), torch.from_numpy(scene.present(name))[None]
+    images = network.normalize(as_batch(photo, device))
+    cams = multi_scale_cam(network.forward_cam, images, scales=cam["scales"], average=cam["average"])
+    rule = RegionRule(**{**options, "crf": DenseCRF(**options["crf"])})
+    scores = normalize_cam(cams.float(), present.to(device))
+    return rule.steps(torch.from_numpy(np.ascontiguousarray(photo))[None], scores, present)
+
+
+def kept_and_right(labels: Labels, mask: Labels) -> str:
+    """How many pixels have a label, and how many of those that can be checked have the right one.
+
+    Example:
+        >>> kept_and_right(np.array([[1, 255, 0, 0]], np.uint8), np.array([[1, 1, 1, 255]], np.uint8))
+        '75 % kept, 50 % right'
+    """
+    kept = labels != IGNORE
+    checked = kept & (mask != IGNORE)
+    right = f"{100 * (labels == mask)[checked].mean():.0f} % right" if checked.any() else "none to check"
+    return f"{100 * kept.mean():.0f} % kept, {right}"
+
+
+def _row(scene: Scene, name: str, steps: MiningSteps) -> list[Panel]:
+    photo = scene.photo(name)
+    mask = resize_labels(scene.mask(name), photo.shape[:2])
+    maps = [np.asarray(each[0].cpu().numpy(), np.uint8) for each in steps]
+    panels = [label_panel(each, kept_and_right(each, mask)) for each in maps]
+    return [photo_panel(photo), label_panel(mask), *panels]
+
+
+def run(call: Call) -> None:
+    """Draw the figure."""
+    trained, device = open_one_step(call)
+    scene = open_scene(call, Store(call.input("confusion"), "confusion"))
+    one_step, names = call.options["one_step"], scene.chosen(PHOTOS)
+    rows = [_row(scene, name, mined(scene, name, trained.network, one_step, device)) for name in names]
+    rule = f"Rule {one_step['mining']['rule']!r}, share of pixels {one_step['mining']['ratio']:g}."
+    run = f"Data set {call.options['dataset']}, val, seed {call.options['seed']}, one-step network."
+    text = facts(call, "Reliable labels step by step", _CAPTION, rule, run, f"Photos: {SPREAD}: {', '.join(names)}.")
+    save_sheet(draw_sheet(rows, HEADINGS, scene.classes), call.output, text)
