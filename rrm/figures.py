@@ -31,6 +31,7 @@ from rrm.store import atomic_path
 
 Picture = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.uint8]
+_Entry = tuple[int, str]
 
 WIDTH, HEIGHT = 7.0, 9.0
 """Largest sheet, inches: two columns of a paper, and its page."""
@@ -39,7 +40,7 @@ HEAT = "viridis"
 NO_LABEL = "no label"
 _LARGEST_PANEL, _GAP = 1.6, 0.05
 _HEADING, _NOTE, _LINE, _LEGEND, _BAR = 7.5, 6.5, 0.125, 0.16, 0.3  # points of two texts; inches of lines
-_LETTER = 0.062  # inches of a letter of a heading, rather too much than too little
+_LETTER = 0.057  # inches of a letter of a heading, rather too much than too little; 0.87 of it in a note
 _LEAST_REGION = 0.01  # share of the picture from which on a class gets its number
 
 _LARGEST_PICTURE = 1000  # pixels of a panel's longer side; more cannot be seen
@@ -53,7 +54,7 @@ class Panel:
         picture: (H,W,3) uint8 RGB.
         labels: (H,W) uint8 labels that `picture` shows: they get outlines and numbers, and the legend names them.
         outline: (H,W) bool, a region that is outlined, or None.
-        note: a short text below.
+        note: a line of text below; a long one loses its middle.
     """
 
     picture: Picture
@@ -272,9 +273,9 @@ class _Sheet:
         self.headings = _lettered(headings, int(self.panel / _LETTER))
         self.top = (max(text.count("\n") for text in self.headings) + 1) * _LINE + _GAP
         self.heights = [max(self._size(panel)[1] for panel in row) for row in self.rows]
-        self.notes = [max(panel.note.count("\n") + bool(panel.note) for panel in row) * _LINE for row in self.rows]
+        self.notes = [any(panel.note for panel in row) * _LINE for row in self.rows]
         longest = max((len(name) for _, name in self.entries), default=1)
-        self.columns = max(1, min(len(self.entries), int((self.width - 0.2) / (0.3 + 0.056 * longest))))
+        self.columns = max(1, min(len(self.entries), int((self.width - 0.1) / (0.34 + 0.047 * longest))))
         lines = math.ceil(len(self.entries) / self.columns)
         self.legend = lines * _LEGEND + (0.06 if lines else 0)
         rows = sum(self.heights) + sum(self.notes) + _GAP * len(self.rows)
@@ -309,7 +310,8 @@ class _Sheet:
             _draw_panel(figure.add_axes(self._box(left, place, width, height)), panel)
             if panel.note:
                 below, middle = place + height + 0.02, left + width / 2
-                self._text(figure, middle, below, panel.note, size=_NOTE, ha="center", va="top")
+                note = _shortened(panel.note, int(self.panel / (0.87 * _LETTER)))
+                self._text(figure, middle, below, note, size=_NOTE, ha="center", va="top")
         if self.beside:
             left = self.left + len(row) * (self.panel + _GAP) + 0.05
             middle = top + self.heights[number] / 2
@@ -334,7 +336,7 @@ class _Sheet:
         palette = label_colours(np.arange(256, dtype=np.uint8)[None])[0] / 255
         patches = [
             Patch(facecolor=tuple(palette[label]), edgecolor="0.4", linewidth=0.5, label=name)
-            for label, name in self.entries
+            for label, name in _by_columns(self.entries, self.columns)
         ]
         figure.legend(
             handles=patches,
@@ -363,6 +365,19 @@ def _lettered(headings: Sequence[str], letters: int) -> list[str]:
     """Headings with "(a)" and so on, broken into at most three lines."""
     marked = [f"({chr(ord('a') + k)}) {heading}" for k, heading in enumerate(headings)]
     return ["\n".join(textwrap.wrap(text, max(8, letters), max_lines=3, placeholder="...")) for text in marked]
+
+
+def _shortened(text: str, letters: int) -> str:
+    """The text, without its middle where it is longer than so many letters."""
+    if len(text) <= letters:
+        return text
+    kept = max(2, letters - 3)
+    return f"{text[: kept // 2]}...{text[-(kept - kept // 2) :]}"
+
+
+def _by_columns(entries: Sequence[_Entry], columns: int) -> list[_Entry]:
+    """Entries in the order in which a legend takes them, column by column, so that its lines read on."""
+    return [entry for column in range(columns) for entry in entries[column::columns]]
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:

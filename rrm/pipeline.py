@@ -250,9 +250,10 @@ def _mining_figure_options(config: Config) -> dict[str, Any]:
 
 
 def _prediction_figure_options(config: Config) -> dict[str, Any]:
-    """What the figures of predictions depend on: all but what they do not show and other seeds."""
+    """What the figures of predictions depend on: all but what they do not show and other seeds; columns in order."""
     unseen = {"runtime", "ablation", "bounds", "cam_rows"}
-    return {"config": config.model_dump(mode="json", exclude=unseen) | {"seeds": config.seeds[:1]}}
+    shown = config.model_dump(mode="json", exclude=unseen) | {"seeds": config.seeds[:1]}
+    return {"config": shown, "models": drawn_models(config)}
 
 
 def _prediction_options(config: Config, model: str, split: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,16 +46,18 @@ def spread(scores: Sequence[float], kinds: Sequence[Hashable], count: int) -> li
 
     Example:
         >>> spread([0.1, 0.9, 0.5, 0.6], ["a", "a", "a", "b"], 2)
-        [3, 0]
+        [1, 3]
     """
-    ranked = [k for k in sorted(range(len(scores)), key=lambda k: (-scores[k], k)) if not np.isnan(scores[k])]
+    known = [k for k in range(len(scores)) if not np.isnan(scores[k])]
+    ranked = sorted(known, key=lambda k: (-scores[k], k))
+    rank = {place: position for position, place in enumerate(ranked)}
     taken: list[int] = []
     for quantile in (np.arange(count) + 0.5) / count:
         left = [k for k in ranked if k not in taken]
         fresh = [k for k in left if kinds[k] not in {kinds[other] for other in taken}]
-        nearest = sorted(fresh or left, key=lambda k: abs(ranked.index(k) + 0.5 - quantile * len(ranked)))
-        taken += nearest[:1]
-    return sorted(taken, key=ranked.index)
+        middle = quantile * len(ranked) - 0.5
+        taken += sorted(fresh or left, key=lambda k: abs(rank[k] - middle))[:1]
+    return sorted(taken, key=rank.__getitem__)
 
 
 def lowest(scores: Sequence[float], count: int) -> list[int]:
@@ -167,10 +170,11 @@ def predicted(scene: Scene, probabilities: Store, crf: Mapping[str, Any]) -> Cal
 
 
 def facts(call: Call, title: str, *sentences: str) -> dict[str, str]:
-    """Text for the file: what is shown, and the options and the code that drew it."""
+    """Text for the file: what is shown, and digests of the options and the code that drew it."""
+    options = json.dumps(call.options, sort_keys=True).encode()
     return {
         "Title": title,
         "Description": " ".join(sentences),
-        "Options": json.dumps(call.options, sort_keys=True),
+        "Options": hashlib.sha256(options).hexdigest()[:16],
         "Code": call.code,
     }

@@ -27,17 +27,17 @@ def best_model(models: Models) -> str:
 
 
 def confused(matrix: npt.NDArray[np.int64], names: list[str], count: int = CONFUSIONS) -> list[str]:
-    """The most frequent errors of a confusion matrix (rows true classes), with their share of all pixels.
+    r"""The most frequent errors of a confusion matrix (rows true classes), with their share of all pixels.
 
     Example:
         >>> confused(np.array([[6, 1, 0], [0, 0, 3], [0, 0, 0]]), ["background", "cat", "dog"])
-        ['cat taken for dog: 30 %', 'background taken for cat: 10 %']
+        ['cat taken for dog: 30\xa0%', 'background taken for cat: 10\xa0%']
     """
     wrong = matrix * (1 - np.eye(len(matrix), dtype=np.int64))
     order = np.argsort(-wrong, axis=None, kind="stable")[:count]
     pairs = [divmod(int(place), len(matrix)) for place in order]
     return [
-        f"{names[true]} taken for {names[other]}: {100 * wrong[true, other] / matrix.sum():.0f} %"
+        f"{names[true]} taken for {names[other]}: {100 * wrong[true, other] / matrix.sum():.0f}\u00a0%"
         for true, other in pairs
         if wrong[true, other]
     ]
@@ -59,7 +59,11 @@ def run(call: Call) -> None:
     scene = open_scene(call, confusion)
     chosen = [confusion.ids[place] for place in lowest(photo_scores(confusion), PHOTOS)]
     rows = [
-        [photo_panel(scene.photo(name)), label_panel(scene.mask(name)), prediction_panel(models, scene, model, name)]
+        [
+            photo_panel(scene.photo(name), name),
+            label_panel(scene.mask(name)),
+            prediction_panel(models, scene, model, name),
+        ]
         for name in chosen
     ]
     names = ["background", *scene.classes]

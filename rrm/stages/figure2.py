@@ -54,7 +54,10 @@ def _row(scene: Scene, name: str, network: Any, cam: dict[str, Any], device: str
     label = largest_class(mask)
     maps = class_maps(network, photo, label - 1, cam, device)
     outline = mask == label
-    return [photo_panel(photo, scene.classes[label - 1]), *(heat_panel(each, photo, outline) for each in maps)]
+    return [
+        photo_panel(photo, f"{name}: {scene.classes[label - 1]}"),
+        *(heat_panel(each, photo, outline) for each in maps),
+    ]
 
 
 def run(call: Call) -> None:

@@ -19,6 +19,11 @@ from rrm.store import Store
 
 PHOTOS = 4
 HEADINGS = ("Photo", "Ground truth", "CAM label", "CRF label", "Reliable CAM label", "Reliable label")
+RULES = {
+    "paper": "the paper's",
+    "reference": "the authors' code, by which a pixel with a high CAM score gets the CRF's label",
+    "cam": "Eq. 6 alone, without the CRF",
+}
 _CAPTION = (
     "Reliable labels, mined from the class activation maps of the trained network with the image-level labels of each "
     "photo: arg max of the CAM scores, of the CRF on them (Eq. 5), the CAM label where its score is high (Eq. 6), and "
@@ -40,7 +45,7 @@ def mined(scene: Scene, name: str, network: Any, one_step: dict[str, Any], devic
 
 
 def kept_and_right(labels: Labels, mask: Labels) -> str:
-    """How many pixels have a label, and how many of those that can be checked have the right one.
+    """How many pixels have a label, if not all, and how many of those that can be checked have the right one.
 
     Example:
         >>> kept_and_right(np.array([[1, 255, 0, 0]], np.uint8), np.array([[1, 1, 1, 255]], np.uint8))
@@ -49,7 +54,7 @@ def kept_and_right(labels: Labels, mask: Labels) -> str:
     kept = labels != IGNORE
     checked = kept & (mask != IGNORE)
     right = f"{100 * (labels == mask)[checked].mean():.0f} % right" if checked.any() else "none to check"
-    return f"{100 * kept.mean():.0f} % kept, {right}"
+    return right if kept.all() else f"{100 * kept.mean():.0f} % kept, {right}"
 
 
 def _row(scene: Scene, name: str, steps: MiningSteps) -> list[Panel]:
@@ -57,7 +62,7 @@ def _row(scene: Scene, name: str, steps: MiningSteps) -> list[Panel]:
     mask = resize_labels(scene.mask(name), photo.shape[:2])
     maps = [np.asarray(each[0].cpu().numpy(), np.uint8) for each in steps]
     panels = [label_panel(each, kept_and_right(each, mask)) for each in maps]
-    return [photo_panel(photo), label_panel(mask), *panels]
+    return [photo_panel(photo, name), label_panel(mask), *panels]
 
 
 def run(call: Call) -> None:
@@ -66,7 +71,7 @@ def run(call: Call) -> None:
     scene = open_scene(call, Store(call.input("confusion"), "confusion"))
     one_step, names = call.options["one_step"], scene.chosen(PHOTOS)
     rows = [_row(scene, name, mined(scene, name, trained.network, one_step, device)) for name in names]
-    rule = f"Rule {one_step['mining']['rule']!r}, share of pixels {one_step['mining']['ratio']:g}."
+    rule = f"Rule: {RULES[one_step['mining']['rule']]}; share of pixels {one_step['mining']['ratio']:g}."
     run = f"Data set {call.options['dataset']}, val, seed {call.options['seed']}, one-step network."
     text = facts(call, "Reliable labels step by step", _CAPTION, rule, run, f"Photos: {SPREAD}: {', '.join(names)}.")
     save_sheet(draw_sheet(rows, HEADINGS, scene.classes), call.output, text)

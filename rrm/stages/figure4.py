@@ -9,7 +9,6 @@ from rrm.config import Config
 from rrm.errors import RRMError
 from rrm.figures import Panel, draw_sheet, label_panel, photo_panel, save_sheet
 from rrm.metrics import scores_of
-from rrm.pipeline import drawn_models
 from rrm.stages.call import Call
 from rrm.stages.drawn import SPREAD, Scene, facts, open_scene, predicted
 from rrm.stages.measured import read_measured
@@ -44,7 +43,7 @@ def open_models(call: Call) -> Models:
         RRMErrors: matrices were made with another configuration.
     """
     config = Config.model_validate(call.options["config"])
-    names, seed = drawn_models(config), config.seeds[0]
+    names, seed = call.options["models"], config.seeds[0]
     inputs = {f"{seed}:{name}:val": call.input(f"confusion:{name}") for name in names}
     measured = read_measured(dataclasses.replace(call, inputs=inputs))
     confusions = {name: measured.of_seeds(name, "val")[0] for name in names}
@@ -72,7 +71,7 @@ def run(call: Call) -> None:
     names = scene.chosen(PHOTOS)
     rows = [
         [
-            photo_panel(scene.photo(name)),
+            photo_panel(scene.photo(name), name),
             label_panel(scene.mask(name)),
             *(prediction_panel(models, scene, model, name) for model in models.confusions),
         ]

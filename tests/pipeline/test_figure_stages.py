@@ -1,0 +1,115 @@
+"""The figures of a tiny run: files, texts in them, refusals; what is drawn is what was scored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rrm.config import load
+from rrm.figures import label_panel
+from rrm.metrics import confusion_matrix
+from rrm.stages.drawn import Scene, predicted
+from rrm.stages.failures import best_model
+from rrm.stages.figure4 import Models
+from rrm.store import Store
+from rrm.tables import scores_of_store
+from tests.pipeline.conftest import CONFIG, Chain
+
+DRAWN = ("one_step", "step_two/vgg16", "step_two/resnet101")
+
+
+def draw(chain: Chain, figure: str, out: Path, *extra: str, **changed: Path) -> int:
+    """Call the stage of a figure."""
+    inputs = {"photos": chain.photos, "masks": chain.folder / "masks_val.h5"}
+    if figure in ("figure2", "figure3"):
+        inputs |= {"model": chain.weights("one_step"), "confusion": chain.seed / "one_step" / "confusion_val.h5"}
+    else:
+        for kind in ("probabilities", "confusion"):
+            inputs |= {f"{kind}:{model}": chain.seed / model / f"{kind}_val.h5" for model in DRAWN}
+    return chain.stage(figure, out, *extra, **{**inputs, **changed})
+
+
+def over(path: Path, text: str) -> list[str]:
+    path.write_text(text)
+    return ["--config", *CONFIG, str(path)]
+
+
+@pytest.mark.parametrize("figure", ["figure2", "figure3", "figure4", "failures"])
+def test_figures_are_reproducible_and_say_what_they_show(finished: Chain, tmp_path: Path, figure: str) -> None:
+    paths = [tmp_path / f"{name}.png" for name in "ab"]
+    for path in paths:
+        assert draw(finished, figure, path) == 0
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    with Image.open(paths[0]) as image:
+        text: dict[str, str] = image.text  # type: ignore[attr-defined]
+        assert image.width <= 2100 and image.height <= 2700
+    assert set(text) == {"Title", "Description", "Options", "Code"}
+    assert "Data set tiny, val, seed 0" in text["Description"] and "mIoU" in text["Description"]
+    assert str(finished.folder) not in str(text)
+
+
+@pytest.mark.parametrize("rule", ["reference", "cam"])
+def test_any_mining_rule_is_refused_unless_trained_so(
+    finished: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str
+) -> None:
+    extra = over(tmp_path / "rule.yaml", f"one_step: {{mining: {{rule: {rule}}}}}\n")
+    assert draw(finished, "figure3", tmp_path / "out.png", *extra) == 1
+    assert "expected the network of this configuration" in capsys.readouterr().err
+
+
+def test_only_one_step_is_enough(finished: Chain, tmp_path: Path) -> None:
+    config = load(*CONFIG)
+    stores = {"one_step": Store(finished.seed / "one_step" / "confusion_val.h5", "confusion")}
+    assert best_model(Models(config, stores, {})) == "one_step"
+
+
+def test_the_best_two_step_model_is_the_one_with_the_highest_score(finished: Chain) -> None:
+    stores = {name: Store(finished.seed / name / "confusion_val.h5", "confusion") for name in DRAWN}
+    scores = {name: scores_of_store(store, "crf").mean_iou for name, store in stores.items()}
+    best = best_model(Models(load(*CONFIG), stores, {}))
+    assert best != "one_step" and scores[best] == max(scores[name] for name in DRAWN[1:])
+
+
+def test_what_is_drawn_is_what_was_scored(finished: Chain) -> None:
+    config = load(*CONFIG)
+    confusion = Store(finished.seed / "one_step" / "confusion_val.h5", "confusion")
+    masks = Store(finished.folder / "masks_val.h5", "masks")
+    scene = Scene(Store(finished.photos, "photos"), masks, confusion)
+    probabilities = Store(finished.seed / "one_step" / "probabilities_val.h5", "probabilities")
+    labels_of = predicted(scene, probabilities, config.evaluation.crf.model_dump())
+    for name in scene.chosen(2):
+        labels = labels_of(name)
+        panel = label_panel(labels)
+        np.testing.assert_array_equal(panel.labels, labels)
+        matrix = confusion_matrix(labels, scene.mask(name), len(scene.classes))
+        np.testing.assert_array_equal(matrix, confusion.read(name, "crf"))
+
+
+def test_a_photo_without_image_labels_takes_those_of_its_mask(finished: Chain) -> None:
+    confusion = Store(finished.seed / "one_step" / "confusion_val.h5", "confusion")
+    masks, photos = Store(finished.folder / "masks_val.h5", "masks"), Store(finished.photos, "photos")
+    scene = Scene(photos, masks, confusion)
+    name = scene.chosen(1)[0]
+    known = scene.present(name)
+    photos.names = lambda record: ("image", "size")  # type: ignore[method-assign]
+    np.testing.assert_array_equal(scene.present(name), known)
+
+
+def test_training_masks_and_foreign_files_are_refused(
+    finished: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.png"
+    assert draw(finished, "figure3", out, masks=finished.folder / "masks_train.h5") == 1
+    assert "expected no training mask" in capsys.readouterr().err
+    other = finished.seed / "step_two" / "vgg16" / "confusion_val.h5"
+    assert draw(finished, "figure2", out, confusion=other) == 1
+    assert "expected the network of this configuration" in capsys.readouterr().err
+    assert draw(finished, "figure4", out, **{"confusion:one_step": other}) == 1
+    assert "made with another configuration" in capsys.readouterr().err
+    swapped = finished.seed / "step_two" / "vgg16" / "probabilities_val.h5"
+    assert draw(finished, "figure4", out, **{"probabilities:one_step": swapped}) == 1
+    assert "expected the probabilities that" in capsys.readouterr().err
+    assert not out.exists()
