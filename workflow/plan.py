@@ -210,7 +210,7 @@ class Plan:
         """What lies between the data and these models' predictions; inputs for the same reason as `intermediates`."""
         layout, seed = self.layout, self.config.seeds[0]
         paths = [*self.manifest, *([layout.classifier(seed)] if self.config.classifier.enabled else [])]
-        paths += [layout.pseudo_masks(seed)] if any(name.startswith("step_two/") for name in models) else []
+        paths += [layout.pseudo_masks(seed, name) for name in sorted(self._used_masks(models))]
         paths += [layout.weights(seed, name) for name in models]
         return paths + [layout.prediction(seed, name, "val") for name in models]
 

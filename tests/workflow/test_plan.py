@@ -10,6 +10,8 @@ import pytest
 from tests.workflow.project import Project, small_config
 
 TABLE = {"table3.csv", "table4.csv", "table5.csv", "comparisons.csv"}
+PREDICTIONS = {"figure4.png", "failures.png"}
+FIGURES = {"figure2.png", "figure3.png"} | PREDICTIONS
 DATA = {
     "demo/voc/manifest.json",
     "demo/photos.h5",
@@ -70,24 +72,38 @@ def put(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     return config
 
 
+EM_ADAPT = weights("methods/em_adapt") | scored("methods/em_adapt")
 CHANGES = [
-    ({"evaluation.crf.iterations": 7}, evaluated(*MODELS) | TABLE),
-    ({"evaluation.views.scales": [0.5, 1.0]}, scored("one_step", "methods/em_adapt", *STEP_TWO, "bounds/full") | TABLE),
-    ({"pseudo_masks.one_step.crf.iterations": 7}, masks() | weights(*STEP_TWO) | scored(*STEP_TWO) | TABLE),
+    ({"evaluation.crf.iterations": 7}, evaluated(*MODELS) | TABLE | FIGURES),
+    (
+        {"evaluation.views.scales": [0.5, 1.0]},
+        scored("one_step", "methods/em_adapt", *STEP_TWO, "bounds/full") | TABLE | FIGURES,
+    ),
+    (
+        {"pseudo_masks.one_step.crf.iterations": 7},
+        masks() | weights(*STEP_TWO) | scored(*STEP_TWO) | TABLE | PREDICTIONS,
+    ),
     (
         {"pseudo_masks.cam": {"network": "classifier", "source": "cam"}, "step_two.plain.pseudo_masks": "cam"},
-        {"demo/seed0/pseudo_masks/cam.h5"} | weights("step_two/plain") | scored("step_two/plain") | TABLE,
+        {"demo/seed0/pseudo_masks/cam.h5"} | weights("step_two/plain") | scored("step_two/plain") | TABLE | PREDICTIONS,
     ),
-    ({"methods.em_adapt.train.steps": 77}, weights("methods/em_adapt") | scored("methods/em_adapt") | TABLE),
-    ({"methods.em_adapt.foreground": 0.3}, weights("methods/em_adapt") | scored("methods/em_adapt") | TABLE),
-    ({"step_two.plain.train.steps": 77}, weights("step_two/plain") | scored("step_two/plain") | TABLE),
+    ({"methods.em_adapt.train.steps": 77}, EM_ADAPT | TABLE | PREDICTIONS),
+    ({"methods.em_adapt.foreground": 0.3}, EM_ADAPT | TABLE | PREDICTIONS),
+    ({"step_two.plain.train.steps": 77}, weights("step_two/plain") | scored("step_two/plain") | TABLE | PREDICTIONS),
     ({"bounds.full.train.steps": 77}, weights("bounds/full") | scored("bounds/full") | TABLE),
     (
         {"one_step.mining.ratio": 0.77},
-        weights("one_step", *STEP_TWO) | masks() | scored("cam/predicted", "cam/given", "one_step", *STEP_TWO) | TABLE,
+        weights("one_step", *STEP_TWO)
+        | masks()
+        | scored("cam/predicted", "cam/given", "one_step", *STEP_TWO)
+        | TABLE
+        | FIGURES,
     ),
-    ({"classifier.train.steps": 77}, run_of(0) | TABLE),
-    ({"step_two.plain.label": "other", "methods.em_adapt.label": "other", "one_step.network.start": "other"}, TABLE),
+    ({"classifier.train.steps": 77}, run_of(0) | TABLE | FIGURES),
+    (
+        {"step_two.plain.label": "other", "methods.em_adapt.label": "other", "one_step.network.start": "other"},
+        TABLE | PREDICTIONS,
+    ),
     ({"seeds": [0, 3]}, run_of(3) | TABLE),
     (
         {"ablation.ratios": [0.4, 0.8]},
@@ -101,7 +117,7 @@ CHANGES = [
 
 
 def test_from_nothing_all_is_planned_once(everything: set[str]) -> None:
-    assert everything == DATA | run_of(0) | TABLE
+    assert everything == DATA | run_of(0) | TABLE | FIGURES
 
 
 @pytest.mark.parametrize(("changed", "expected"), CHANGES, ids=[" ".join(changed) for changed, _ in CHANGES])
@@ -137,9 +153,10 @@ def test_how_to_run_and_mere_text_replan_nothing(finished: Project) -> None:
 @pytest.mark.parametrize(
     ("module", "expected"),
     [
-        ("stages/pseudo_masks.py", masks() | weights(*STEP_TWO) | scored(*STEP_TWO) | TABLE),
-        ("em_adapt.py", weights("methods/em_adapt") | scored("methods/em_adapt") | TABLE),
-        ("tables.py", TABLE),
+        ("stages/pseudo_masks.py", masks() | weights(*STEP_TWO) | scored(*STEP_TWO) | TABLE | PREDICTIONS),
+        ("em_adapt.py", EM_ADAPT | TABLE | PREDICTIONS),
+        ("figures.py", FIGURES),
+        ("tables.py", TABLE | PREDICTIONS),
     ],
 )
 def test_code_replans_the_stages_that_import_it(module: str, expected: set[str], finished: Project) -> None:
