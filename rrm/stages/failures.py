@@ -27,28 +27,27 @@ def best_model(models: Models) -> str:
 
 
 def confused(matrix: npt.NDArray[np.int64], names: list[str], count: int = CONFUSIONS) -> list[str]:
-    r"""The most frequent errors of a confusion matrix (rows true classes), with their share of all pixels.
+    r"""The most frequent errors of a confusion matrix (rows true classes), with their share of pixels from 0.5 % on.
 
     Example:
         >>> confused(np.array([[6, 1, 0], [0, 0, 3], [0, 0, 0]]), ["background", "cat", "dog"])
-        ['cat taken for dog: 30\xa0%', 'background taken for cat: 10\xa0%']
+        ['cat → dog 30\xa0%', 'background → cat 10\xa0%']
     """
     wrong = matrix * (1 - np.eye(len(matrix), dtype=np.int64))
     order = np.argsort(-wrong, axis=None, kind="stable")[:count]
     pairs = [divmod(int(place), len(matrix)) for place in order]
-    return [
-        f"{names[true]} taken for {names[other]}: {100 * wrong[true, other] / matrix.sum():.0f}\u00a0%"
-        for true, other in pairs
-        if wrong[true, other]
-    ]
+    share = 100 * wrong / max(1, matrix.sum())
+    return [f"{names[t]} → {names[p]} {share[t, p]:.0f}\u00a0%" for t, p in pairs if share[t, p] >= 0.5]
 
 
 def _beside(matrix: npt.NDArray[np.int64], names: list[str]) -> str:
     """Text beside a row: the IoU of the classes that count, and the most frequent errors."""
     iou = scores_of(matrix).iou
     counted = ", ".join(f"{names[k]} {100 * iou[k]:.0f}" for k in np.flatnonzero(~np.isnan(iou)))
-    lines = [f"IoU: {counted}", *confused(matrix, names)]
-    return "\n".join(textwrap.fill(line, _LETTERS, subsequent_indent="   ") for line in lines)
+    errors = confused(matrix, names)
+    lines = [f"IoU: {counted}", *(["", "true → predicted, share of pixels:", *errors] if errors else [])]
+    how = textwrap.TextWrapper(_LETTERS, subsequent_indent="   ", max_lines=4, placeholder=" ...")
+    return "\n".join(how.fill(line) for line in lines)
 
 
 def run(call: Call) -> None:
