@@ -43,7 +43,7 @@ def confused(matrix: npt.NDArray[np.int64], names: list[str], count: int = CONFU
 def _beside(matrix: npt.NDArray[np.int64], names: list[str]) -> str:
     """Text beside a row: the IoU of the classes that count, and the most frequent errors."""
     iou = scores_of(matrix).iou
-    counted = ", ".join(f"{names[k]} {100 * iou[k]:.0f}" for k in np.flatnonzero(~np.isnan(iou)))
+    counted = ", ".join(f"{names[k]}\u00a0{100 * iou[k]:.0f}" for k in np.flatnonzero(~np.isnan(iou)))
     errors = confused(matrix, names)
     lines = [f"IoU: {counted}", *(["", "true → predicted, share of pixels:", *errors] if errors else [])]
     how = textwrap.TextWrapper(_LETTERS, subsequent_indent="   ", max_lines=4, placeholder=" ...")
