@@ -64,6 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("config", type=Path, nargs="+", help="config file(s), later ones over earlier ones")
     scores = commands.add_parser("scores", help="per-class IoU of a store of confusion matrices")
     scores.add_argument("confusion", type=Path, help="a confusion_<split>.h5")
+    submission = commands.add_parser("check-submission", help="check an archive for the VOC evaluation server")
+    submission.add_argument("archive", type=Path, help="a submission.tar.gz, made here or elsewhere")
+    submission.add_argument("--photos", type=Path, required=True, help="the photos.h5 that holds its photos' list")
     return parser
 
 
@@ -91,6 +94,17 @@ def _print_scores(path: Path) -> None:
     print(per_class_table(Store(path, "confusion")).to_string())
 
 
+def _check_submission(archive: Path, photos: Path) -> None:
+    from rrm.stages.submission import original_sizes
+    from rrm.store import Store
+    from rrm.submission import check_archive
+
+    store = Store(photos, "photos")
+    sizes = original_sizes(store)
+    check_archive(archive, list(sizes), sizes, len(store.attrs["classes"]))
+    print(f"{archive}: {len(sizes)} masks, as the server wants them")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; give the exit code.
 
@@ -109,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(json_schema(), indent=2, sort_keys=True))
         elif arguments.command == "check":
             print(json.dumps(load(*arguments.config).model_dump(mode="json"), indent=2))
+        elif arguments.command == "check-submission":
+            _check_submission(arguments.archive, arguments.photos)
         else:
             _print_scores(arguments.confusion)
     except RRMError as error:

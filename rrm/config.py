@@ -57,6 +57,11 @@ class Dataset(Section):
     train: str = Field("train", description="name of the training list in ImageSets/Segmentation")
     val: str = Field("val", description="name of the validation list")
     test: str | None = Field(None, description="name of the test list with public masks; null: no test rows")
+    submission: str | None = Field(
+        None,
+        description="name of a list of photos without public masks, of which archives for the VOC evaluation server are"
+        " made (kind voc); packed with the others, so naming it later trains anew; null: no archives",
+    )
     background_images: bool = Field(False, description="true: an image without labels holds background only")
     long_side: int | None = Field(
         None, ge=32, description="photos with a longer side are reduced to it when packed; null: never"
@@ -68,6 +73,12 @@ class Dataset(Section):
     def _root_where_needed(self) -> Dataset:
         if self.kind == "voc" and not self.root:
             raise ValueError("root: expected the folder of the data set in VOC layout, got null: give dataset.root")
+        return self
+
+    @model_validator(mode="after")
+    def _no_submission_of_the_demo(self) -> Dataset:
+        if self.kind == "demo" and self.submission:
+            raise ValueError("submission: expected null for the demo, all masks of which are there: remove the key")
         return self
 
 
@@ -357,6 +368,7 @@ class Evaluation(Section):
     crf: CRF = Field(
         CRF(bilateral_sigma_xy=83, bilateral_sigma_rgb=5, bilateral_weight=4), description="CRF at test time"
     )
+    submission_crf: bool = Field(True, description="archives of dataset.submission: after the CRF (true) or without it")
 
 
 class Runtime(Section):

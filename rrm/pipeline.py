@@ -14,7 +14,7 @@ from typing import Any
 from rrm.config import Config, Method, OneStep, PseudoMasks, Section, StepTwo
 from rrm.errors import RRMError
 
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test", "submission")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,9 @@ STAGES: Mapping[str, Stage] = {
     "predict": Stage("predict", ("photos", "model"), ("model", "split"), "class probabilities of a split"),
     "evaluate": Stage(
         "evaluate", ("photos", "masks", "probabilities"), ("split",), "confusion matrices without and with CRF"
+    ),
+    "submission": Stage(
+        "submission", ("photos", "probabilities"), (), "archive of predictions for the VOC evaluation server"
     ),
     "ablation-table": Stage(
         "ablation_table", (), ("table",), "Table 1 (shares of reliable pixels) or 2 (labels, losses)"
@@ -178,6 +181,16 @@ def evaluated_splits(config: Config) -> list[str]:
     return ["val"] + (["test"] if config.dataset.kind == "demo" or config.dataset.test else [])
 
 
+def submitted_models(config: Config) -> list[str]:
+    """Models of which archives for the evaluation server are made: those of Table 5 that need nothing but photos.
+
+    Bounds have seen true masks, and the CAM that is given image labels has none on photos without annotations.
+    """
+    if config.dataset.submission is None:
+        return []
+    return [name for name in models(config) if name != "cam/given" and not name.startswith("bounds/")]
+
+
 def stage_options(
     config: Config,
     stage: str,
@@ -196,7 +209,7 @@ def stage_options(
         seed: for stages with a seed.
         model: `"cam/predicted"`, `"cam/given"`, `"one_step"`, `"ablation/<name>"`, `"methods/<name>"`,
             `"step_two/<name>"` or `"bounds/<name>"`, for stages with a model.
-        split: `"train"`, `"val"` or `"test"`, for stages with a split.
+        split: one of `SPLITS`, for stages with a split.
         table: number of the paper's table, for stages with a table.
         masks: name of a set of pseudo masks, for the stage that makes them.
 
@@ -222,6 +235,7 @@ def stage_options(
         "bound": lambda: {"step_two": _trained_options(network_section(config, model), "pseudo_masks"), "seed": seed},
         "predict": lambda: _prediction_options(config, model, split),
         "evaluate": lambda: {"crf": _plain(config.evaluation.crf), "split": split},
+        "submission": lambda: {"crf": _plain(config.evaluation.crf) if config.evaluation.submission_crf else None},
         "ablation-table": lambda: {**whole, "table": table},
         "class-table": lambda: {**whole, "table": table},
         "table5": lambda: whole,
@@ -318,6 +332,10 @@ class Layout:
     def confusion(self, seed: int | str, model: str, split: str) -> Path:
         """Store of confusion matrices, one an image, without and with CRF."""
         return self.seed(seed) / model / f"confusion_{split}.h5"
+
+    def submission(self, seed: int | str, model: str) -> Path:
+        """Archive for the evaluation server."""
+        return self.seed(seed) / model / "submission.tar.gz"
 
     def table(self, number: int | str) -> Path:
         """One of the paper's tables."""

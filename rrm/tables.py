@@ -45,6 +45,7 @@ COLUMNS = [
     "dataset",
     "recipe",
     "departures",
+    "note",
 ]
 """Columns of `results/table5.csv`; mIoU in percent.
 

@@ -39,6 +39,7 @@ ORDER = [
     "reported",
     "tables",
     "figures",
+    "submission",
     "stages",
     "cli",
     "__main__",

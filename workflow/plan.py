@@ -24,6 +24,7 @@ from rrm.pipeline import (
     network_section,
     scored_models,
     stage_options,
+    submitted_models,
     variants,
 )
 from rrm.provenance import code_hash, file_digest
@@ -64,7 +65,9 @@ class Plan:
         if not dataset.root:
             return ""
         lists = Path(dataset.root, "ImageSets", "Segmentation")
-        files = [lists / f"{name}.txt" for name in (dataset.train, dataset.val, dataset.test) if name]
+        files = [
+            lists / f"{name}.txt" for name in (dataset.train, dataset.val, dataset.test, dataset.submission) if name
+        ]
         if dataset.labels != "xml":
             files.append(Path(dataset.root, dataset.labels))
         return _compact({path.name: file_digest(path) for path in files if path.is_file()})
@@ -182,6 +185,19 @@ class Plan:
         names = {"ablation": few, "comparison": models(self.config)}
         wanted = [name for group in groups for name in names[group]]
         return {name: every[name] if "comparison" in groups else ["val"] for name in dict.fromkeys(wanted)}
+
+    def origin(self, wildcards: Any) -> list[Path]:
+        """What a model's predictions come from, as inputs of its archive (see `intermediates`)."""
+        layout, seed, model = self.layout, wildcards.seed, wildcards.model
+        paths = [layout.classifier(seed)] if self.config.classifier.enabled else []
+        paths += [layout.weights(seed, "one_step"), layout.weights(seed, model)]
+        return paths + ([layout.pseudo_masks(seed)] if model.startswith("step_two/") else [])
+
+    @property
+    def submissions(self) -> list[Path]:
+        """Archives for the evaluation server, of all seeds."""
+        names = submitted_models(self.config)
+        return [self.layout.submission(seed, name) for seed in self.config.seeds for name in names]
 
     @property
     def tables(self) -> list[Path]:

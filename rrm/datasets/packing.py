@@ -21,6 +21,7 @@ from rrm.errors import RRMError
 from rrm.store import Store, StoreWriter
 
 TRAINING_SPLIT = "train"
+SUBMISSION_SPLIT = "submission"
 Progress = Callable[[int, int], None]
 _log = logging.getLogger(__name__)
 
@@ -60,8 +61,9 @@ def pack_photos(
     """Write the store "photos": the photos and image-level labels of `splits`. No mask is opened.
 
     Record: `image` (H, W, 3) uint8 RGB; `size` (2,) int32, the original (H, W); `present` (C,) uint8, absent
-    where the image is not labelled (allowed outside the training split). Attributes: `splits` (split to its
-    ids, in order), `classes`, `long_side`.
+    where the image is not labelled (allowed outside the training split). Labels of the split "submission" are not
+    read: what annotations such photos have (VOC's test photos: persons' parts) are not all of their classes.
+    Attributes: `splits` (split to its ids, in order), `classes`, `long_side`.
 
     Args:
         layout: the data set.
@@ -83,7 +85,7 @@ def pack_photos(
     jobs = [(split, name) for split, names in members.items() for name in names]
     with StoreWriter(out, "photos", config, code, attrs) as writer:
         for done, (split, name) in enumerate(jobs, 1):
-            record = _photo_record(layout, name, split == TRAINING_SPLIT, long_side, faults)
+            record = _photo_record(layout, name, split, long_side, faults)
             if not faults:
                 writer.add(name, record)
             _tell(progress, done, len(jobs))
@@ -91,7 +93,7 @@ def pack_photos(
 
 
 def _photo_record(
-    layout: VocLayout, name: str, training: bool, long_side: int | None, faults: list[str]
+    layout: VocLayout, name: str, split: str, long_side: int | None, faults: list[str]
 ) -> dict[str, NDArray[Any]]:
     """The arrays of one photo; what is wrong with it is appended to `faults`."""
     record: dict[str, NDArray[Any]] = {}
@@ -99,7 +101,9 @@ def _photo_record(
     if image is not None:
         record["image"] = reduce_photo(image, long_side)
         record["size"] = np.array(image.shape[:2], dtype=np.int32)
-    present = collect_faults(faults, layout.training_labels if training else layout.present, name)
+    if split == SUBMISSION_SPLIT:
+        return record
+    present = collect_faults(faults, layout.training_labels if split == TRAINING_SPLIT else layout.present, name)
     if present is not None:
         record["present"] = present
     return record

@@ -7,11 +7,10 @@ import pandas as pd
 from rrm.pipeline import evaluated_splits, models
 from rrm.stages.call import Call
 from rrm.stages.measured import Measured, read_measured
-from rrm.stages.table5 import describe
+from rrm.stages.table5 import describe, test_note
 from rrm.tables import mean_and_deviation, reported, write_table
 
 SPLIT = {"3": "val", "4": "test"}
-NO_MASKS = "no public masks: scored by the benchmark's server from a submission archive"
 
 
 def _measured_rows(measured: Measured, model: str, split: str) -> list[dict[str, str]]:
@@ -42,9 +41,8 @@ def run(call: Call) -> None:
             rows += _measured_rows(measured, model, split)
         else:
             method = describe(measured.config, model).facts["method"]
-            rows.append(
-                {"source": "measured", "method": method, "dataset": measured.config.dataset.name, "note": NO_MASKS}
-            )
+            note = test_note(measured.config, model)
+            rows.append({"source": "measured", "method": method, "dataset": measured.config.dataset.name, "note": note})
     table = pd.concat([printed, pd.DataFrame(rows)], ignore_index=True).fillna("")
     first = ["source", "method", "citation", "supervision", "image_labels_at_test", "crf"]
     last = [name for name in ("mean", "mean_std", "seeds", "images", "dataset", "note") if name in table]

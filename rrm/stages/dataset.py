@@ -20,7 +20,12 @@ def layout_of(call: Call) -> VocLayout:
         root=call.input("manifest").parent if demo else Path(options["root"]),
         classes=tuple(classes),
         labels=options["labels"],
-        lists={"train": options["train"], "val": options["val"], "test": "test" if demo else options["test"]},
+        lists={
+            "train": options["train"],
+            "val": options["val"],
+            "test": "test" if demo else options["test"],
+            "submission": options["submission"],
+        },
         background_images=options["background_images"],
         max_pixels=options["max_pixels"],
     )

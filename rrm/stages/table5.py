@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rrm.config import Config, Method, OneStep, StepTwo, departures
-from rrm.pipeline import method_section, models, network_section
+from rrm.pipeline import evaluated_splits, method_section, models, network_section, submitted_models
 from rrm.stages.call import Call
 from rrm.stages.measured import read_measured
 from rrm.tables import Row, measured_row, write_table5
@@ -38,6 +38,19 @@ def backbone_name(network: Mapping[str, Any]) -> str:
     return BACKBONES[network["backbone"]] + (f" ({', '.join(changed)})" if changed else "")
 
 
+def test_note(config: Config, model: str) -> str:
+    """Why a model's test cells are empty and where its figures come from; nothing where test has public masks."""
+    if "test" in evaluated_splits(config):
+        return ""
+    if config.dataset.submission is None:
+        return "test: no public masks; dataset.submission names a list for archives that an evaluation server scores"
+    if model not in submitted_models(config):
+        why = "has seen true masks" if model.startswith("bounds/") else "needs image labels"
+        return f"test: no public masks, and no archive for the evaluation server, for this model {why}"
+    crf = "with" if config.evaluation.submission_crf else "without"
+    return f"test: to be scored by the evaluation server from {model}/submission.tar.gz of each seed ({crf} CRF)"
+
+
 def _facts(config: Config, section: OneStep | StepTwo | Method) -> dict[str, str]:
     network = section.network or config.one_step.network
     return {
@@ -50,6 +63,11 @@ def _facts(config: Config, section: OneStep | StepTwo | Method) -> dict[str, str
         "recipe": getattr(section, "recipe", ""),
         "departures": "; ".join(departures(section)),
     }
+
+
+def _noted(config: Config, model: str) -> Row:
+    row = describe(config, model)
+    return Row(model, {**row.facts, "note": test_note(config, model)})
 
 
 def describe(config: Config, model: str) -> Row:
@@ -75,7 +93,5 @@ def describe(config: Config, model: str) -> Row:
 def run(call: Call) -> None:
     """Write the table; every model of the configuration has a row."""
     measured = read_measured(call)
-    rows = [
-        measured_row(describe(measured.config, model), measured.by_split(model)) for model in models(measured.config)
-    ]
+    rows = [measured_row(_noted(measured.config, name), measured.by_split(name)) for name in models(measured.config)]
     write_table5(call.output, rows)
