@@ -193,6 +193,14 @@ class Plan:
         paths += [layout.weights(seed, "one_step"), layout.weights(seed, model)]
         return paths + ([layout.pseudo_masks(seed)] if model.startswith("step_two/") else [])
 
+    def lineage(self, wildcards: Any) -> str:
+        """Parameter `lineage`: options of the trainings behind a model, so that its archive is made again with them."""
+        chain = {"classifier": "", "one-step": "one_step"}
+        if wildcards.model.startswith("step_two/"):
+            chain |= {"pseudo-masks": "", "step-two": wildcards.model}
+        seed = int(wildcards.seed)
+        return _compact([stage_options(self.config, stage, seed=seed, model=model) for stage, model in chain.items()])
+
     @property
     def submissions(self) -> list[Path]:
         """Archives for the evaluation server, of all seeds."""

@@ -147,7 +147,8 @@ def _readers(raw: dict[str, Any], *keys: str, value: Any) -> set[str]:
 
 
 def test_a_key_concerns_the_stages_that_read_it(raw: dict[str, Any]) -> None:
-    assert _readers(raw, "evaluation", "crf", "iterations", value=5) == {"evaluate"}
+    assert _readers(raw, "evaluation", "crf", "iterations", value=5) == {"evaluate", "submission"}
+    assert _readers(raw, "evaluation", "submission_crf", value=False) == {"submission"}
     assert _readers(raw, "one_step", "mining", "ratio", value=0.5) == {"one-step"}
     assert _readers(raw, "one_step", "network", "start", value="x") == set()
     assert _readers(raw, "step_two", "mobilenet_v2", "train", "steps", value=5) == {"step-two step_two/mobilenet_v2"}

@@ -18,6 +18,7 @@ rule submission:
     params:
         options=PLAN.options("submission"),
         code=PLAN.code("submission"),
+        lineage=PLAN.lineage,
         inputs=PLAN.inputs,
         runtime=PLAN.runtime,
     shell:
