@@ -28,6 +28,11 @@ help: ## list the targets
 
 # Any result by its path. Snakemake decides what has to be done for it.
 results/table5.csv: ## the comparison table; CONFIG="a.yaml b.yaml" for another experiment than the demo
+# Snakemake cannot report on jobs that still run: it is called again when all are done, and reads their results then.
+results/report.zip: $(STAMP) FORCE ## tables, figures, training curves, run times and configuration, to unzip and read in a browser
+	@snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG)) $(SNAKEMAKE_ARGS) -- all pages
+	@snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG)) --report $@ -- all pages
+
 results/%: $(STAMP) FORCE
 	@snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG)) $(SNAKEMAKE_ARGS) -- $@
 

@@ -60,9 +60,27 @@ STAGES: Mapping[str, Stage] = {
     "figure3": Stage("figure3", ("photos", "masks", "model", "confusion"), (), "reliable labels step by step"),
     "figure4": Stage("figure4", ("photos", "masks"), (), "predictions of all methods beside the ground truth"),
     "failures": Stage("failures", ("photos", "masks"), (), "photos on which the best model does worst"),
+    "training-curves": Stage("training_curves", (), (), "loss terms of each network over its steps"),
+    "run-times": Stage("run_times", (), (), "time and memory of the jobs, from the workflow's benchmarks"),
+    "resolved-config": Stage("resolved_config", (), (), "the configuration with its recipes applied"),
+    "departures": Stage("departures", (), (), "what the configuration sets otherwise than its recipes"),
+    "page": Stage("page", ("source",), (), "a table, a configuration or a text as an HTML page of the report"),
 }
 FIGURES = ("figure2", "figure3", "figure4", "failures")
 
+PAGES: Mapping[str, tuple[str, str]] = {
+    "table1": ("Table 1: shares of reliable pixels", "Tables"),
+    "table2": ("Table 2: pseudo labels and losses", "Tables"),
+    "table3": ("Table 3: classes on val", "Tables"),
+    "table4": ("Table 4: classes on test", "Tables"),
+    "table5": ("Table 5: comparison", "Tables"),
+    "comparisons": ("Which model is above which", "Tables"),
+    "run_times": ("Time and memory of the jobs", "Run times"),
+    "config": ("The configuration, recipes applied", "Configuration"),
+    "departures": ("What departs from the recipes", "Configuration"),
+    "recipes": ("Where the recipes depart from the paper", "Configuration"),
+}
+"""Pages of the report: title and category."""
 
 LABELS, LOSSES = ("rrm", "cam"), ("ce", "joint")
 
@@ -242,6 +260,11 @@ def stage_options(
         "comparisons": lambda: whole,
         **dict.fromkeys(("figure2", "figure3"), lambda: _mining_figure_options(config)),
         **dict.fromkeys(("figure4", "failures"), lambda: _prediction_figure_options(config)),
+        "training-curves": dict,
+        "run-times": lambda: {"seeds": config.seeds, "models": list(scored_models(config))},
+        "resolved-config": lambda: whole,
+        "departures": lambda: whole,
+        "page": dict,
     }
     return options[stage]()
 
@@ -349,3 +372,27 @@ class Layout:
     def comparisons(self) -> Path:
         """Which model is above which."""
         return self.results / "comparisons.csv"
+
+    @property
+    def training_curves(self) -> Path:
+        """Loss terms of all networks."""
+        return self.run / "training_curves.svg"
+
+    @property
+    def run_times(self) -> Path:
+        """Time and memory of the jobs; the benchmarks lie beside it."""
+        return self.run / "run_times.csv"
+
+    @property
+    def resolved_config(self) -> Path:
+        """The configuration with its recipes applied."""
+        return self.run / "config.yaml"
+
+    @property
+    def departures(self) -> Path:
+        """What the configuration sets otherwise than its recipes."""
+        return self.run / "departures.csv"
+
+    def page(self, name: str) -> Path:
+        """One of `PAGES`."""
+        return self.run / "pages" / f"{name}.html"

@@ -40,6 +40,7 @@ ORDER = [
     "tables",
     "figures",
     "submission",
+    "pages",
     "stages",
     "cli",
     "__main__",

@@ -7,6 +7,7 @@ reads is said by `rrm.pipeline`; this module puts it into the shapes that Snakem
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from rrm.config import Config, resolve
 from rrm.pipeline import (
     FIGURES,
+    PAGES,
     STAGES,
     Layout,
     drawn_models,
@@ -29,6 +31,7 @@ from rrm.pipeline import (
 )
 from rrm.provenance import code_hash, file_digest
 
+_RECIPES = Path(__file__).resolve().parents[1] / "docs" / "recipes.md"
 _NOTHING = "(?!)"  # a pattern that no name matches
 
 
@@ -191,7 +194,7 @@ class Plan:
         layout, seed, model = self.layout, wildcards.seed, wildcards.model
         paths = [layout.classifier(seed)] if self.config.classifier.enabled else []
         paths += [layout.weights(seed, "one_step"), layout.weights(seed, model)]
-        return paths + ([layout.pseudo_masks(seed)] if model.startswith("step_two/") else [])
+        return paths + [layout.pseudo_masks(seed, name) for name in self._used_masks([model])]
 
     def lineage(self, wildcards: Any) -> str:
         """Parameter `lineage`: options of the trainings behind a model, so that its archive is made again with them."""
@@ -237,6 +240,49 @@ class Plan:
         paths += [layout.pseudo_masks(seed, name) for name in sorted(self._used_masks(models))]
         paths += [layout.weights(seed, name) for name in models]
         return paths + [layout.prediction(seed, name, "val") for name in models]
+
+    @property
+    def trained(self) -> dict[str, Path]:
+        """Weights of all networks by `SEED:MODEL`."""
+        layout, linear = self.layout, self.config.classifier.linear
+        names = [name for name in scored_models(self.config) if not name.startswith("cam/")]
+        found = {}
+        for seed in self.config.seeds:
+            if self.config.classifier.enabled and linear is None:
+                found[f"{seed}:classifier"] = layout.classifier(seed)
+            found |= {f"{seed}:{name}": layout.weights(seed, name) for name in names}
+        return found
+
+    @property
+    def page_sources(self) -> dict[str, Path]:
+        """What each page of the report shows."""
+        layout = self.layout
+        others = {"run_times": layout.run_times, "config": layout.resolved_config, "departures": layout.departures}
+        return {path.stem: path for path in self.tables} | others | {"recipes": Path(os.path.relpath(_RECIPES))}
+
+    def page_source(self, wildcards: Any) -> Path:
+        """Input `source` of a page."""
+        return self.page_sources[wildcards.page]
+
+    @property
+    def pages(self) -> list[Path]:
+        """What the report shows beside tables and figures."""
+        return [self.layout.training_curves, *map(self.layout.page, self.page_sources)]
+
+    @staticmethod
+    def category(wildcards: Any) -> str:
+        """Category of a page in the report."""
+        return PAGES[wildcards.page][1]
+
+    @staticmethod
+    def titled(page: str = "", form: str = "page") -> Any:
+        """Labels of a result in the report; those of a page without a name follow the job's."""
+
+        def of(wildcards: Any) -> dict[str, str]:
+            name = page.format(**dict(wildcards.items())) if page else wildcards.page
+            return {"what": PAGES[name][0], "as": form}
+
+        return of
 
     def log(self, *parts: str) -> Path:
         """Log of a job."""

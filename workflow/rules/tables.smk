@@ -6,7 +6,12 @@ rule ablation_table:
         PLAN.intermediates("ablation"),
         **PLAN.confusions("ablation"),
     output:
-        table=report(LAYOUT.table("{table}"), caption="../report/tables.rst", category="Tables"),
+        table=report(
+            LAYOUT.table("{table}"),
+            caption="../report/tables.rst",
+            category="Tables",
+            labels=PLAN.titled("table{table}", "spreadsheet"),
+        ),
     log:
         PLAN.log("table{table}"),
     wildcard_constraints:
@@ -30,7 +35,12 @@ rule class_table:
         PLAN.intermediates("comparison"),
         **PLAN.confusions("comparison"),
     output:
-        table=report(LAYOUT.table("{table}"), caption="../report/tables.rst", category="Tables"),
+        table=report(
+            LAYOUT.table("{table}"),
+            caption="../report/tables.rst",
+            category="Tables",
+            labels=PLAN.titled("table{table}", "spreadsheet"),
+        ),
     log:
         PLAN.log("table{table}"),
     wildcard_constraints:
@@ -54,7 +64,12 @@ rule table5:
         PLAN.intermediates("comparison"),
         **PLAN.confusions("comparison"),
     output:
-        table=report(LAYOUT.table(5), caption="../report/table5.rst", category="Tables"),
+        table=report(
+            LAYOUT.table(5),
+            caption="../report/table5.rst",
+            category="Tables",
+            labels=PLAN.titled("table5", "spreadsheet"),
+        ),
     log:
         PLAN.log("table5"),
     localrule: True
@@ -76,7 +91,12 @@ rule comparisons:
         PLAN.intermediates("ablation", "comparison"),
         **PLAN.confusions("ablation", "comparison"),
     output:
-        table=report(LAYOUT.comparisons, caption="../report/comparisons.rst", category="Tables"),
+        table=report(
+            LAYOUT.comparisons,
+            caption="../report/comparisons.rst",
+            category="Tables",
+            labels=PLAN.titled("comparisons", "spreadsheet"),
+        ),
     log:
         PLAN.log("comparisons"),
     localrule: True

@@ -1,0 +1,50 @@
+"""Stage `run-times`: time and peak memory of the jobs, as the workflow measured them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from rrm.stages.call import Call
+from rrm.tables import write_table
+
+COLUMNS = ["seed", "job", "model", "seconds", "h:m:s", "peak_memory_mib", "mean_load_percent"]
+_MEASURED = {"seconds": "s", "h:m:s": "h:m:s", "peak_memory_mib": "max_rss", "mean_load_percent": "mean_load"}
+_OF_THE_SEED = ("classifier", "pseudo_masks")
+_OF_A_MODEL = ("predict_", "evaluate_", "submission")
+
+
+def job_of(path: Path) -> tuple[str, str]:
+    """Job and model of a benchmark file, from its path below its seed's folder.
+
+    Example:
+        >>> job_of(Path("step_two/vgg16.tsv")), job_of(Path("one_step/predict_val.tsv")), job_of(Path("classifier.tsv"))
+        (('train', 'step_two/vgg16'), ('predict_val', 'one_step'), ('classifier', ''))
+    """
+    name = path.with_suffix("").as_posix()
+    if name in _OF_THE_SEED:
+        return name, ""
+    if path.stem.startswith(_OF_A_MODEL):
+        return path.stem, path.parent.as_posix()
+    return "train", name
+
+
+def _rows(folder: Path, seed: int) -> Iterator[dict[str, str]]:
+    for path in sorted(folder.rglob("*.tsv")):
+        job, model = job_of(path.relative_to(folder))
+        measured = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False).iloc[-1]
+        cells = {column: str(measured.get(name, "")) for column, name in _MEASURED.items()}
+        yield {"seed": str(seed), "job": job, "model": model, **cells}
+
+
+def run(call: Call) -> None:
+    """Write the table, from the folder `benchmarks` beside the output; jobs of other configurations are left out."""
+    folder = call.output.parent / "benchmarks"
+    known = {"", *call.options["models"]}
+    rows = [
+        row for seed in call.options["seeds"] for row in _rows(folder / f"seed{seed}", seed) if row["model"] in known
+    ]
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    write_table(call.output, table.sort_values(["seed", "job", "model"], kind="stable"))

@@ -1,0 +1,107 @@
+"""A headless Chromium, spoken to over its debugging pipe: JSON messages that end in a zero byte, no further library."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+def find_browser() -> str | None:
+    """Path of a Chromium, where there is one."""
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+class Browser:
+    """One page of a browser; `errors` collects what a developer would see in red in its console."""
+
+    def __init__(self, profile: Path, size: tuple[int, int] = (1600, 1000)) -> None:
+        self.errors: list[str] = []
+        self._profile, self._size, self._number, self._buffer = profile, size, 0, b""
+
+    def __enter__(self) -> Self:
+        theirs, ours = os.pipe()
+        self._read, written = os.pipe()
+        options = [
+            *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
+            *("--disable-background-networking", "--remote-debugging-pipe", f"--user-data-dir={self._profile}"),
+            *("--window-size={},{}".format(*self._size), "about:blank"),
+        ]
+        shell = f'exec "$@" 3<&{theirs} 4>&{written}'
+        self._process = subprocess.Popen(
+            ["bash", "-c", shell, "bash", str(find_browser()), *options],
+            pass_fds=(theirs, written), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(theirs)
+        os.close(written)
+        self._write, self._session = ours, None
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.terminate()
+        self._process.wait(timeout=20)
+        os.close(self._write)
+        os.close(self._read)
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """One command, and its result."""
+        self._number += 1
+        message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._next(time.monotonic() + 60)
+            if answer.get("id") == self._number:
+                assert "error" not in answer, (method, answer["error"])
+                result: dict[str, Any] = answer["result"]
+                return result
+
+    def _next(self, deadline: float) -> dict[str, Any]:
+        while b"\0" not in self._buffer:
+            ready, _, _ = select.select([self._read], [], [], max(0, deadline - time.monotonic()))
+            assert ready, "the browser gave no answer"
+            data = os.read(self._read, 1 << 20)
+            assert data, "the browser ended"
+            self._buffer += data
+        text, _, self._buffer = self._buffer.partition(b"\0")
+        message: dict[str, Any] = json.loads(text)
+        self._note(message.get("method"), message.get("params", {}))
+        return message
+
+    def _note(self, method: str | None, event: dict[str, Any]) -> None:
+        if method == "Runtime.exceptionThrown" or (
+            method == "Runtime.consoleAPICalled" and event["type"] in ("error", "assert")
+        ) or (method == "Log.entryAdded" and event["entry"]["level"] == "error"):  # fmt: skip
+            self.errors.append(json.dumps(event)[:600])
+
+    def open(self, path: Path) -> None:
+        """Open a file and wait until it is loaded."""
+        self.call("Page.navigate", url=path.resolve().as_uri())
+        while self.evaluate("document.readyState") != "complete":
+            time.sleep(0.05)
+
+    def evaluate(self, script: str) -> Any:
+        """Value of a script; a promise is waited for."""
+        answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def screenshot(self, path: Path) -> None:
+        """What is seen now, as PNG."""
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
