@@ -46,7 +46,7 @@ def _curve(axes: Any, values: pd.Series[float]) -> None:
 
 def draw(histories: Mapping[str, pd.DataFrame]) -> Figure:
     """A row of panels a network, a column a loss term; each panel has a scale of its own."""
-    terms = list(dict.fromkeys(term for history in histories.values() for term in history))
+    terms = list(dict.fromkeys(str(term) for history in histories.values() for term in history))
     if not terms:
         figure = Figure(figsize=(6, 1))
         figure.text(0.5, 0.5, "No training history lies beside the weights.", ha="center", va="center")
