@@ -15,7 +15,7 @@ table { border-collapse: collapse; margin: 0.6rem 0; }
 th, td { padding: 0.3rem 0.6rem; border-bottom: 1px solid #d9dfe6; text-align: left; vertical-align: top; }
 th { position: sticky; top: 0; background: #eef2f6; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td.long { min-width: 22rem; font-size: 0.85em; overflow-wrap: anywhere; }
+td.long { min-width: 14rem; font-size: 0.85em; overflow-wrap: anywhere; }
 tr.measured td { background: #eaf6ec; }
 pre, code { font-family: ui-monospace, monospace; font-size: 0.92em; }
 pre { background: #f5f7f9; padding: 0.8rem; overflow-x: auto; }
@@ -35,7 +35,7 @@ def page(title: str, body: str) -> str:
 def table_body(table: pd.DataFrame) -> str:
     """A table of texts as HTML: columns without any text are left out, numbers stand to the right.
 
-    Rows whose column `source` is "measured" are set off from what papers report.
+    Rows whose column `source` is "measured" come first and are set off from what papers report.
 
     Args:
         table: all cells text, empty where there is nothing.
@@ -49,7 +49,7 @@ def table_body(table: pd.DataFrame) -> str:
     shown = table.loc[:, (table != "").any(axis=0)]
     head = "".join(f"<th>{html.escape(str(name).replace('_', ' '))}</th>" for name in shown)
     rows = []
-    for row in shown.to_dict("records"):
+    for row in sorted(shown.to_dict("records"), key=lambda row: row.get("source") != "measured"):
         kind = ' class="measured"' if row.get("source") == "measured" else ""
         rows.append(f"<tr{kind}>{''.join(_cell(str(value)) for value in row.values())}</tr>")
     return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody>\n</table>"

@@ -280,7 +280,7 @@ class Plan:
 
         def of(wildcards: Any) -> dict[str, str]:
             name = page.format(**dict(wildcards.items())) if page else wildcards.page
-            return {"what": PAGES[name][0], "as": form}
+            return {"result": PAGES[name][0], "format": form}
 
         return of
 

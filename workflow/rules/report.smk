@@ -10,7 +10,7 @@ rule training_curves:
             LAYOUT.training_curves,
             caption="../report/training_curves.rst",
             category="Training",
-            labels={"what": "Loss terms of all networks"},
+            labels={"result": "Loss terms of all networks"},
         ),
     log:
         PLAN.log("training_curves"),
