@@ -143,7 +143,7 @@ def _readers(raw: dict[str, Any], *keys: str, value: Any) -> set[str]:
                 after, stage, model=model
             ):
                 readers.add(f"{stage} {model}".strip())
-    return readers - {"ablation-table", "class-table", "table5", "comparisons"}
+    return readers - {"ablation-table", "class-table", "table5", "comparisons", "resolved-config", "departures"}
 
 
 def test_a_key_concerns_the_stages_that_read_it(raw: dict[str, Any]) -> None:
