@@ -198,11 +198,13 @@ class Plan:
 
     def lineage(self, wildcards: Any) -> str:
         """Parameter `lineage`: options of the trainings behind a model, so that its archive is made again with them."""
-        chain = {"classifier": "", "one-step": "one_step"}
-        if wildcards.model.startswith("step_two/"):
-            chain |= {"pseudo-masks": "", "step-two": wildcards.model}
-        seed = int(wildcards.seed)
-        return _compact([stage_options(self.config, stage, seed=seed, model=model) for stage, model in chain.items()])
+        model, seed = wildcards.model, int(wildcards.seed)
+        chain: list[tuple[str, dict[str, str]]] = [("classifier", {}), ("one-step", {})]
+        if model.startswith("methods/"):
+            chain += [("method", {"model": model})]
+        for name in self._used_masks([model]):
+            chain += [("pseudo-masks", {"masks": name}), ("step-two", {"model": model})]
+        return _compact([stage_options(self.config, stage, seed=seed, **names) for stage, names in chain])
 
     @property
     def submissions(self) -> list[Path]:

@@ -59,7 +59,7 @@ def draw(histories: Mapping[str, pd.DataFrame]) -> Figure:
                 axes.set_axis_off()
                 continue
             _curve(axes, history[term])
-            axes.set_title(f"{model}: {term.replace('_', ' ')}", fontsize=9)
+            axes.set_title(f"{model}: {str(term).replace('_', ' ')}", fontsize=9)
             axes.set_xlabel("step", fontsize=8)
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.tick_params(labelsize=8)
