@@ -193,15 +193,16 @@ class Plan:
         """What a model's predictions come from, as inputs of its archive (see `intermediates`)."""
         layout, seed, model = self.layout, wildcards.seed, wildcards.model
         paths = [layout.classifier(seed)] if self.config.classifier.enabled else []
-        paths += [layout.weights(seed, "one_step"), layout.weights(seed, model)]
-        return paths + [layout.pseudo_masks(seed, name) for name in self._used_masks([model])]
+        paths += [] if model.startswith("methods/") else [layout.weights(seed, "one_step")]
+        return [*paths, layout.weights(seed, model)] + [
+            layout.pseudo_masks(seed, name) for name in self._used_masks([model])
+        ]
 
     def lineage(self, wildcards: Any) -> str:
         """Parameter `lineage`: options of the trainings behind a model, so that its archive is made again with them."""
         model, seed = wildcards.model, int(wildcards.seed)
-        chain: list[tuple[str, dict[str, str]]] = [("classifier", {}), ("one-step", {})]
-        if model.startswith("methods/"):
-            chain += [("method", {"model": model})]
+        own = ("method", {"model": model}) if model.startswith("methods/") else ("one-step", {})
+        chain: list[tuple[str, dict[str, str]]] = [("classifier", {}), own]
         for name in self._used_masks([model]):
             chain += [("pseudo-masks", {"masks": name}), ("step-two", {"model": model})]
         return _compact([stage_options(self.config, stage, seed=seed, **names) for stage, names in chain])

@@ -11,7 +11,7 @@ import yaml
 
 from rrm.config import departures, load, merge, resolve
 from rrm.errors import RRMError, RRMErrors
-from rrm.pipeline import STAGES, method_section, models, stage_options
+from rrm.pipeline import FIGURES, STAGES, method_section, models, stage_options
 
 ROOT = Path(__file__).resolve().parents[2]
 VOC = {"dataset": {"root": "/data/VOC2012"}}
@@ -143,7 +143,8 @@ def _readers(raw: dict[str, Any], *keys: str, value: Any) -> set[str]:
                 after, stage, model=model
             ):
                 readers.add(f"{stage} {model}".strip())
-    return readers - {"ablation-table", "class-table", "table5", "comparisons", "resolved-config", "departures"}
+    whole = {"ablation-table", "class-table", "table5", "comparisons", "resolved-config", "departures"}
+    return readers - whole - set(FIGURES)  # what the figures read: tests/figures/test_options.py
 
 
 def test_a_key_concerns_the_stages_that_read_it(raw: dict[str, Any]) -> None:

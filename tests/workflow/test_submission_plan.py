@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.workflow.project import Project, small_config
 
-SUBMITTED = ("cam/predicted", "one_step", "step_two/plain", "step_two/warm")
+SUBMITTED = ("cam/predicted", "one_step", "methods/em_adapt", "step_two/plain", "step_two/warm")
 ARCHIVES = {f"mine/seed0/{model}/submission.tar.gz" for model in SUBMITTED}
 TABLES = {"table3.csv", "table4.csv", "table5.csv", "comparisons.csv"}
 
@@ -59,4 +59,4 @@ def test_changes_make_archives_again_where_they_concern_them(clone: Project) -> 
     assert clone.snakemake("--cleanup-metadata", "results/mine/seed0/one_step/weights.pth").returncode == 0
     clone.root.joinpath("results/mine/seed0/one_step/weights.pth").unlink()  # as when its training was stopped
     archive = "results/mine/seed0/step_two/plain/submission.tar.gz"
-    assert {"mine/seed0/one_step/weights.pth", "mine/seed0/pseudo_masks.h5", archive[8:]} <= clone.planned(archive)
+    assert {"mine/seed0/one_step/weights.pth", "mine/seed0/pseudo_masks/one_step.h5", archive[8:]} <= clone.planned(archive)
