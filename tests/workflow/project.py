@@ -44,7 +44,7 @@ def small_config() -> dict[str, Any]:
     """The demo's configuration with two networks for step two and one bound, all with names of their own."""
     config: dict[str, Any] = yaml.safe_load(REPOSITORY.joinpath("config.yaml").read_text())
     network = next(iter(config["step_two"].values()))
-    config["seeds"] = [0]
+    config["seeds"], config["ablation"] = [0], {}
     config["step_two"] = {name: copy.deepcopy(network) for name in ("plain", "warm")}
     config["bounds"] = {"full": copy.deepcopy(network)}
     config["step_two"]["warm"]["warm_start"] = config["bounds"]["full"]["warm_start"] = True
