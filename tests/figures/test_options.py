@@ -16,8 +16,8 @@ def config(**changed: Any) -> Config:
 
 
 def test_models_of_the_figure_in_their_order() -> None:
-    assert drawn_models(config()) == ["one_step", "step_two/plain", "step_two/warm"]
-    assert drawn_models(config(step_two={}, bounds={}, cam_rows=[])) == ["one_step"]
+    assert drawn_models(config()) == ["methods/em_adapt", "one_step", "step_two/plain", "step_two/warm"]
+    assert drawn_models(config(methods={}, step_two={}, bounds={}, cam_rows=[])) == ["one_step"]
 
 
 @pytest.mark.parametrize("figure", FIGURES)

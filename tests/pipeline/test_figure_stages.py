@@ -18,7 +18,7 @@ from rrm.store import Store
 from rrm.tables import scores_of_store
 from tests.pipeline.conftest import CONFIG, Chain
 
-DRAWN = ("one_step", "step_two/vgg16", "step_two/resnet101")
+DRAWN = ("methods/em_adapt", "one_step", "step_two/vgg16", "step_two/resnet101")
 
 
 def draw(chain: Chain, figure: str, out: Path, *extra: str, **changed: Path) -> int:
