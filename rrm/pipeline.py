@@ -60,6 +60,12 @@ STAGES: Mapping[str, Stage] = {
     "figure3": Stage("figure3", ("photos", "masks", "model", "confusion"), (), "reliable labels step by step"),
     "figure4": Stage("figure4", ("photos", "masks"), (), "predictions of all methods beside the ground truth"),
     "failures": Stage("failures", ("photos", "masks"), (), "photos on which the best model does worst"),
+    "label-quality": Stage(
+        "label_quality",
+        ("photos", "masks", "model", "confusion"),
+        (),
+        "precision and coverage of the mined labels on val",
+    ),
     "training-curves": Stage("training_curves", (), (), "loss terms of each network over its steps"),
     "run-times": Stage("run_times", (), (), "time and memory of the jobs, from the workflow's benchmarks"),
     "resolved-config": Stage("resolved_config", (), (), "the configuration with its recipes applied"),
@@ -75,6 +81,7 @@ PAGES: Mapping[str, tuple[str, str]] = {
     "table4": ("Table 4: classes on test", "Tables"),
     "table5": ("Table 5: comparison", "Tables"),
     "comparisons": ("Which model is above which", "Tables"),
+    "label_quality": ("Mined labels: precision and coverage", "Tables"),
     "run_times": ("Time and memory of the jobs", "Run times"),
     "config": ("The configuration, recipes applied", "Configuration"),
     "departures": ("What departs from the recipes", "Configuration"),
@@ -258,7 +265,7 @@ def stage_options(
         "class-table": lambda: {**whole, "table": table},
         "table5": lambda: whole,
         "comparisons": lambda: whole,
-        **dict.fromkeys(("figure2", "figure3"), lambda: _mining_figure_options(config)),
+        **dict.fromkeys(("figure2", "figure3", "label-quality"), lambda: _mining_figure_options(config)),
         **dict.fromkeys(("figure4", "failures"), lambda: _prediction_figure_options(config)),
         "training-curves": dict,
         "run-times": lambda: {"seeds": config.seeds, "models": list(scored_models(config))},
@@ -367,6 +374,11 @@ class Layout:
     def figure(self, name: str) -> Path:
         """One of `FIGURES`."""
         return self.results / f"{name}.png"
+
+    @property
+    def label_quality(self) -> Path:
+        """Precision and coverage of the mined labels."""
+        return self.results / "label_quality.csv"
 
     @property
     def comparisons(self) -> Path:

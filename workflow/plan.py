@@ -218,7 +218,7 @@ class Plan:
         """Every table that the configuration asks for."""
         ablation = self.config.ablation
         numbers = [1] * bool(ablation.ratios) + [2] * ablation.pseudo_labels + [3, 4, 5]
-        return [*map(self.layout.table, numbers), self.layout.comparisons]
+        return [*map(self.layout.table, numbers), self.layout.comparisons, self.layout.label_quality]
 
     @property
     def figures(self) -> list[Path]:

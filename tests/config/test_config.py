@@ -143,7 +143,7 @@ def _readers(raw: dict[str, Any], *keys: str, value: Any) -> set[str]:
                 after, stage, model=model
             ):
                 readers.add(f"{stage} {model}".strip())
-    whole = {"ablation-table", "class-table", "table5", "comparisons", "resolved-config", "departures"}
+    whole = {"ablation-table", "class-table", "table5", "comparisons", "resolved-config", "departures", "label-quality"}
     return readers - whole - set(FIGURES)  # what the figures read: tests/figures/test_options.py
 
 

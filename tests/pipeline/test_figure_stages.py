@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from rrm.config import load
 from rrm.figures import label_panel
 from rrm.metrics import confusion_matrix
+from rrm.pipeline import stage_options
 from rrm.stages.drawn import Scene, predicted
 from rrm.stages.failures import best_model
+from rrm.stages.figure3 import mined
 from rrm.stages.figure4 import Models
+from rrm.stages.label_quality import STEPS
+from rrm.stages.trained import load_trained
 from rrm.store import Store
 from rrm.tables import scores_of_store
 from tests.pipeline.conftest import CONFIG, Chain
@@ -24,7 +29,7 @@ DRAWN = ("methods/em_adapt", "one_step", "step_two/vgg16", "step_two/resnet101")
 def draw(chain: Chain, figure: str, out: Path, *extra: str, **changed: Path) -> int:
     """Call the stage of a figure."""
     inputs = {"photos": chain.photos, "masks": chain.folder / "masks_val.h5"}
-    if figure in ("figure2", "figure3"):
+    if figure in ("figure2", "figure3", "label-quality"):
         inputs |= {"model": chain.weights("one_step"), "confusion": chain.seed / "one_step" / "confusion_val.h5"}
     else:
         for kind in ("probabilities", "confusion"):
@@ -113,3 +118,30 @@ def test_training_masks_and_foreign_files_are_refused(
     assert draw(finished, "figure4", out, **{"probabilities:one_step": swapped}) == 1
     assert "expected the probabilities that" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_label_quality_counts_what_figure_3_shows(finished: Chain, tmp_path: Path) -> None:
+    out = tmp_path / "label_quality.csv"
+    assert draw(finished, "label-quality", out) == 0
+    table = pd.read_csv(out)
+    assert list(table.labels.unique()) == list(STEPS)
+    assert (table.groupby("labels")["class"].count() == 7).all()
+    scene = Scene(
+        Store(finished.photos, "photos"),
+        Store(finished.folder / "masks_val.h5", "masks"),
+        Store(finished.seed / "one_step" / "confusion_val.h5", "confusion"),
+    )
+    one_step = stage_options(load(*CONFIG), "label-quality")["one_step"]
+    network = load_trained(finished.weights("one_step"), "cpu").network
+    kept = right = pixels = 0
+    for name in scene.masks.ids:
+        labels = mined(scene, name, network, one_step, "cpu").final[0].numpy()
+        mask = scene.mask(name)
+        known = mask != 255
+        pixels += known.sum()
+        kept += (known & (labels != 255)).sum()
+        right += (known & (labels == mask)).sum()
+    row = table[(table.labels == "reliable label") & (table["class"] == "all")].iloc[0]
+    assert row.kept == pytest.approx(100 * kept / pixels, abs=0.006)
+    assert row.recall == pytest.approx(100 * right / pixels, abs=0.006)
+    assert row.precision == pytest.approx(100 * right / kept, abs=0.006)

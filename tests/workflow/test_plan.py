@@ -11,7 +11,7 @@ from tests.workflow.project import Project, small_config
 
 TABLE = {"table3.csv", "table4.csv", "table5.csv", "comparisons.csv"}
 PREDICTIONS = {"figure4.png", "failures.png"}
-FIGURES = {"figure2.png", "figure3.png"} | PREDICTIONS
+FIGURES = {"figure2.png", "figure3.png", "label_quality.csv"} | PREDICTIONS
 DATA = {
     "demo/voc/manifest.json",
     "demo/photos.h5",
@@ -156,7 +156,7 @@ def test_how_to_run_and_mere_text_replan_nothing(finished: Project) -> None:
         ("stages/pseudo_masks.py", masks() | weights(*STEP_TWO) | scored(*STEP_TWO) | TABLE | PREDICTIONS),
         ("em_adapt.py", EM_ADAPT | TABLE | PREDICTIONS),
         ("figures.py", FIGURES),
-        ("tables.py", TABLE | PREDICTIONS),
+        ("tables.py", TABLE | PREDICTIONS | {"label_quality.csv"}),
     ],
 )
 def test_code_replans_the_stages_that_import_it(module: str, expected: set[str], finished: Project) -> None:

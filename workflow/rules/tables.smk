@@ -111,3 +111,29 @@ rule comparisons:
     shell:
         "python -m rrm comparisons {params.inputs:q} --out {output.table:q} --options {params.options:q}"
         " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+
+
+rule label_quality:
+    input:
+        PLAN.behind("one_step"),
+        photos=LAYOUT.photos,
+        masks=LAYOUT.masks("val"),
+        model=LAYOUT.weights(PLAN.config.seeds[0], "one_step"),
+        confusion=LAYOUT.confusion(PLAN.config.seeds[0], "one_step", "val"),
+    output:
+        table=report(LAYOUT.label_quality, caption="../report/label_quality.rst", category="Tables"),
+    log:
+        PLAN.log("label_quality"),
+    conda:
+        "../envs/rrm.yml"
+    threads: PLAN.threads("label-quality")
+    resources:
+        gpu=PLAN.gpu,
+    params:
+        options=PLAN.options("label-quality"),
+        code=PLAN.code("label-quality"),
+        inputs=PLAN.inputs,
+        runtime=PLAN.runtime,
+    shell:
+        "python -m rrm label-quality {params.inputs:q} --out {output.table:q} --options {params.options:q}"
+        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
