@@ -175,6 +175,7 @@ class Energy(Section):
     gradient: Literal["reference", "exact"] = Field(description="the authors' formula or the true derivative")
     normalize: Literal["none", "row", "mean"] = Field(description="1/W of Eq. 11: by row, by the mean row sum, or none")
     include_self: bool = Field(description="whether j = i counts")
+    gate: bool = Field(True, description="Eq. 14; false: every pixel counts in full, as in Tang et al. 2018")
     backend: Literal["auto", "lattice", "exact"] = Field("auto", description="Gaussian filter")
     ramp: NotNegative = Field(0, le=1, description="share of the steps over which the weight grows from 0")
 

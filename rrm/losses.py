@@ -129,6 +129,8 @@ class DenseEnergyLoss(nn.Module):
             balance with the cross-entropy, whatever the crop.
         average_pixels: whether an image's sum is divided by its number of pixels at the working size. None
             means True with `grid`, else False (the authors' code).
+        gate: the soft filter S of Eq. 14. False: 1 at every pixel, labelled or not, which is the regularised loss of Tang
+            et al. (2018).
         differentiate_gate: for `gradient="exact"`: whether the gate's own derivative is part of it. False
             holds the gate fixed: -(g (W s) + W^T (g s)) / N.
 
@@ -159,12 +161,14 @@ class DenseEnergyLoss(nn.Module):
         include_self: bool | None = None,
         grid: int | tuple[int, int] | None = None,
         average_pixels: bool | None = None,
+        gate: bool = True,
         differentiate_gate: bool = True,
     ) -> None:
         super().__init__()
         _check_choice("energy form", form, _FORMS)
         self.weight, self.sigma_rgb, self.sigma_xy, self.scale = weight, sigma_rgb, sigma_xy, scale
-        self.gradient, self.form, self.differentiate_gate = gradient, form, differentiate_gate
+        self.gradient, self.form = gradient, form
+        self.gate, self.differentiate_gate = gate, differentiate_gate
         self.normalize = normalize if normalize is not None else ("none" if form == "reference" else "row")
         self.include_self = include_self if include_self is not None else form == "reference"
         self.grid = (grid, grid) if isinstance(grid, int) else grid
@@ -186,7 +190,7 @@ class DenseEnergyLoss(nn.Module):
             "normalize",
             "include_self",
         )
-        every = (*names, "grid", "average_pixels", "differentiate_gate")
+        every = (*names, "grid", "average_pixels", "gate", "differentiate_gate")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in every)
 
     def forward(
@@ -214,7 +218,8 @@ class DenseEnergyLoss(nn.Module):
         self._check_inputs(images, probs, valid, labels)
         with torch.autocast(device_type=probs.device.type, enabled=False):
             dtype = torch.float64 if probs.dtype == torch.float64 else torch.float32
-            maps = [None if each is None else each.detach().to(probs.device) for each in (valid, labels)]
+            given = (valid, labels if self.gate else None)
+            maps = [None if each is None else each.detach().to(probs.device) for each in given]
             scene, scores = self._shrink(images.detach().to(probs.device), probs.to(dtype), *maps)
             value = self._value(scene, scores)
             return value * (self.weight / (scores.shape[2] * scores.shape[3]) if self.average_pixels else self.weight)

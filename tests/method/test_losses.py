@@ -512,3 +512,15 @@ def test_half_size_is_bilinear(monkeypatch: pytest.MonkeyPatch, size: tuple[int,
     expected = F.interpolate(maps, scale_factor=0.5, mode="bilinear", align_corners=False)
     torch.testing.assert_close(_halved(maps), expected)
     assert torch.autograd.gradcheck(_halved, (maps,))
+
+
+@pytest.mark.parametrize("gradient", ["reference", "exact"])
+def test_without_the_gate_labels_do_not_matter(gradient: str) -> None:
+    images, probs, valid, labels = example()
+    results = []
+    for gate, given in ((False, labels), (True, None), (True, labels)):
+        leaf = probs.clone().requires_grad_()
+        value = DenseEnergyLoss(1.0, gradient=gradient, gate=gate)(images, leaf, valid, given)
+        results.append((value.detach(), *torch.autograd.grad(value, leaf)))
+    assert all(torch.equal(first, second) for first, second in zip(results[0], results[1], strict=True))
+    assert results[0][0] < results[2][0]
