@@ -129,8 +129,8 @@ class DenseEnergyLoss(nn.Module):
             balance with the cross-entropy, whatever the crop.
         average_pixels: whether an image's sum is divided by its number of pixels at the working size. None
             means True with `grid`, else False (the authors' code).
-        gate: the soft filter S of Eq. 14. False: 1 at every pixel, labelled or not, which is the regularised loss of Tang
-            et al. (2018).
+        gate: the soft filter S of Eq. 14. False: 1 at every pixel, labelled or not, which is the regularised loss of
+            Tang et al. (2018).
         differentiate_gate: for `gradient="exact"`: whether the gate's own derivative is part of it. False
             holds the gate fixed: -(g (W s) + W^T (g s)) / N.
 

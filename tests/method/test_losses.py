@@ -520,7 +520,7 @@ def test_without_the_gate_labels_do_not_matter(gradient: str) -> None:
     results = []
     for gate, given in ((False, labels), (True, None), (True, labels)):
         leaf = probs.clone().requires_grad_()
-        value = DenseEnergyLoss(1.0, gradient=gradient, gate=gate)(images, leaf, valid, given)
+        value = DenseEnergyLoss(1.0, scale=1, gradient=gradient, gate=gate)(images, leaf, valid, given)
         results.append((value.detach(), *torch.autograd.grad(value, leaf)))
     assert all(torch.equal(first, second) for first, second in zip(results[0], results[1], strict=True))
     assert results[0][0] < results[2][0]
