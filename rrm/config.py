@@ -301,6 +301,10 @@ class StepTwo(Section):
     loss_scales: Scales = Field([1.0], description="DeepLab-v2: loss on these scales and on their maximum")
     energy: Energy | None = Field(None, description="dense energy loss on top; null: none")
     pseudo_masks: str = Field("one_step", description="name of the set of pseudo masks (step_two only)")
+    labels: Literal["masks", "scribbles", "boxes"] = Field(
+        "masks",
+        description="what of the training masks is seen: all, a stroke through each object, or its box (bounds only)",
+    )
     train: Training = Field(description="loop")
     label: str = Field(description="row name in the tables")
 
@@ -396,7 +400,10 @@ class Config(Section):
         {"one_step": PseudoMasks()}, description="sets of pseudo masks of the training photos, by name"
     )
     step_two: dict[LabelledName, StepTwo] = Field({}, description="networks retrained on the pseudo masks")
-    bounds: dict[LabelledName, StepTwo] = Field({}, description="networks trained on the training masks: upper bounds")
+    bounds: dict[LabelledName, StepTwo] = Field(
+        {},
+        description="networks trained on the training masks, or on scribbles or boxes derived from them: upper bounds",
+    )
     methods: dict[LabelledName, AnyMethod] = Field(
         {}, description="other weakly supervised methods on the same parts, for rows of Tables 3 to 5"
     )
@@ -418,6 +425,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _named_masks_exist(self) -> Config:
         for name, section in self.step_two.items():
+            if section.labels != "masks":
+                raise ValueError(
+                    f"step_two.{name}.labels: expected masks, got {section.labels}: networks that see labels derived "
+                    "from masks stand in bounds"
+                )
             if section.pseudo_masks not in self.pseudo_masks:
                 raise ValueError(
                     f"step_two.{name}.pseudo_masks: expected one of {', '.join(self.pseudo_masks)}, got "

@@ -31,6 +31,7 @@ STAGES: Mapping[str, Stage] = {
     "demo-data": Stage("demo_data", (), (), "make the embedded demo data set in VOC layout"),
     "pack-photos": Stage("pack_photos", (), (), "pack photos and image-level labels of all splits"),
     "pack-masks": Stage("pack_masks", (), ("split",), "pack the masks of one split"),
+    "sparse-labels": Stage("sparse_labels", ("masks",), ("labels",), "scribbles or boxes derived from training masks"),
     "classifier": Stage("classifier", ("photos",), ("seed",), "train the classification branch (warm start)"),
     "one-step": Stage("one_step", ("photos", "start"), ("seed", "model"), "one-step RRM training"),
     "method": Stage("method", ("photos", "start"), ("seed", "model"), "train another weakly supervised method"),
@@ -225,6 +226,7 @@ def stage_options(
     split: str = "",
     table: str = "",
     masks: str = "one_step",
+    labels: str = "scribbles",
 ) -> dict[str, Any]:
     """The part of the configuration that a stage reads: all that its output depends on, beside its inputs and its code.
 
@@ -237,6 +239,7 @@ def stage_options(
         split: one of `SPLITS`, for stages with a split.
         table: number of the paper's table, for stages with a table.
         masks: name of a set of pseudo masks, for the stage that makes them.
+        labels: `"scribbles"` or `"boxes"`, for the stage that derives them.
 
     Returns:
         JSON-serialisable mapping.
@@ -248,6 +251,7 @@ def stage_options(
         "demo-data": lambda: {"demo": _plain(config.dataset.demo)},
         "pack-photos": lambda: {"dataset": _plain(config.dataset)},
         "pack-masks": lambda: {"dataset": _plain(config.dataset), "split": split},
+        "sparse-labels": lambda: {"labels": labels},
         "classifier": lambda: {
             "network": _trained_options(config.one_step)["network"],
             "classifier": _plain(config.classifier),
@@ -256,7 +260,7 @@ def stage_options(
         "one-step": lambda: {"one_step": _trained_options(one_step_section(config, model or "one_step")), "seed": seed},
         "method": lambda: {"method": _trained_options(method_section(config, model)), "seed": seed},
         "pseudo-masks": lambda: {"pseudo_masks": _plain(masks_section(config, masks)), "seed": seed},
-        "step-two": lambda: {"step_two": _trained_options(network_section(config, model)), "seed": seed},
+        "step-two": lambda: {"step_two": _trained_options(network_section(config, model), "labels"), "seed": seed},
         "bound": lambda: {"step_two": _trained_options(network_section(config, model), "pseudo_masks"), "seed": seed},
         "predict": lambda: _prediction_options(config, model, split),
         "evaluate": lambda: {"crf": _plain(config.evaluation.crf), "split": split},
@@ -338,6 +342,10 @@ class Layout:
     def masks(self, split: str) -> Path:
         """Store of the masks of one split."""
         return self.run / f"masks_{split}.h5"
+
+    def labels(self, labels: str) -> Path:
+        """Store of what a bound sees of the training masks: `"masks"` themselves, `"scribbles"` or `"boxes"`."""
+        return self.masks("train") if labels == "masks" else self.run / f"{labels}_train.h5"
 
     def seed(self, seed: int | str) -> Path:
         """Folder of one seed's run."""

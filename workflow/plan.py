@@ -148,6 +148,10 @@ class Plan:
         name = network_section(self.config, wildcards.model).pseudo_masks
         return self.layout.pseudo_masks(wildcards.seed, name)
 
+    def bound_labels(self, wildcards: Any) -> Path:
+        """Input `masks` of a bound: the training masks, or what is derived from them."""
+        return self.layout.labels(network_section(self.config, wildcards.model).labels)
+
     def weights(self, wildcards: Any) -> Path:
         """Input `model` of a prediction: the weights of its model."""
         return self.layout.weights(wildcards.seed, wildcards.model)
@@ -171,6 +175,10 @@ class Plan:
         named = " ".join(scored)
         masks = {split for splits in scored.values() for split in splits} | ({"train"} if "bounds/" in named else set())
         paths = [*self.manifest, layout.photos, *map(layout.masks, sorted(masks))]
+        seen = {
+            self.config.bounds[name.removeprefix("bounds/")].labels for name in scored if name.startswith("bounds/")
+        }
+        paths += map(layout.labels, sorted(seen - {"masks"}))
         for seed in self.config.seeds:
             paths += [layout.classifier(seed)] if self.config.classifier.enabled else []
             paths += [layout.pseudo_masks(seed, name) for name in sorted(self._used_masks(scored))]

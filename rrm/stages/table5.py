@@ -24,6 +24,7 @@ METHODS = {
     "dsrg": {"citation": "huang2018weakly", "end_to_end": "no"},
 }
 """What is known of the other methods, by kind; end to end: no seeds of a classifier that was trained before."""
+SUPERVISION = {"masks": "F", "scribbles": "S", "boxes": "B"}
 _SHAPE_OPTIONS = ("width", "units", "layers", "output_stride")
 
 
@@ -86,7 +87,7 @@ def describe(config: Config, model: str) -> Row:
     section = network_section(config, model)
     facts = _facts(config, section) | {"method": section.label}
     if group == "bounds":
-        return Row(model, facts | {"supervision": "F", "end_to_end": "-", "citation": "-"})
+        return Row(model, facts | {"supervision": SUPERVISION[section.labels], "end_to_end": "-", "citation": "-"})
     return Row(model, facts | {"supervision": "L", "end_to_end": "no"})
 
 

@@ -173,4 +173,8 @@ def test_sets_of_pseudo_masks_fit_together(raw: dict[str, Any]) -> None:
     with pytest.raises(RRMErrors, match="expected cam for the network classifier"):
         resolve(raw)
     raw["pseudo_masks"]["other"]["source"] = "cam"
+    raw["step_two"][name]["labels"] = "boxes"
+    with pytest.raises(RRMErrors, match=rf"step_two.{name}.labels: expected masks, got boxes"):
+        resolve(raw)
+    del raw["step_two"][name]["labels"]
     assert resolve(raw).step_two[name].pseudo_masks == "other"

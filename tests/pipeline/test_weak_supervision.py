@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rrm.config import load
 from rrm.pipeline import STAGES
+from rrm.stages.table5 import describe
+from rrm.store import Store
 from rrm.training import read_weights
-from tests.pipeline.conftest import Chain
+from tests.pipeline.conftest import CONFIG, Chain
 
 
 def _spoil_training_masks(root: Path) -> int:
@@ -62,3 +65,22 @@ def test_evaluation_refuses_training_masks(finished: Chain, tmp_path: Path, caps
     }
     assert finished.stage("evaluate", tmp_path / "confusion.h5", "--split", "val", **inputs) == 1
     assert "expected no training mask" in capsys.readouterr().err
+
+
+def test_a_bound_sees_no_more_than_the_labels_it_is_given(finished: Chain, tmp_path: Path) -> None:
+    over = tmp_path / "scribbles.yaml"
+    over.write_text("bounds: {resnet38: {labels: scribbles}}\n")
+    masks, sparse = finished.folder / "masks_train.h5", tmp_path / "scribbles_train.h5"
+    assert finished.stage("sparse-labels", sparse, "--labels", "scribbles", masks=masks) == 0
+    given, whole = Store(sparse, "masks"), Store(masks, "masks")
+    for name in given.ids:
+        labels, mask = given.read(name, "mask"), whole.read(name, "mask")
+        assert 0 < (labels != 255).mean() < 0.2
+        assert (labels[labels != 255] == mask[labels != 255]).all()
+    out, inputs = tmp_path / "weights.pth", {"photos": finished.photos, "start": finished.seed / "classifier.pth"}
+    arguments = ("--config", *CONFIG, str(over), "--model", "bounds/resnet38")
+    assert finished.stage("bound", out, *arguments, masks=sparse, **inputs) == 0
+    first, second = read_weights(out)["weights"], read_weights(finished.weights("bounds/resnet38"))["weights"]
+    assert any((first[name] != second[name]).any() for name in first)
+    assert describe(load(*CONFIG, over), "bounds/resnet38").facts["supervision"] == "S"
+    assert finished.stage("sparse-labels", tmp_path / "val.h5", masks=finished.folder / "masks_val.h5") == 1

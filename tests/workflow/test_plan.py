@@ -90,6 +90,10 @@ CHANGES = [
     ({"methods.em_adapt.train.steps": 77}, EM_ADAPT | TABLE | PREDICTIONS),
     ({"methods.em_adapt.foreground": 0.3}, EM_ADAPT | TABLE | PREDICTIONS),
     ({"step_two.plain.train.steps": 77}, weights("step_two/plain") | scored("step_two/plain") | TABLE | PREDICTIONS),
+    (
+        {"bounds.full.labels": "boxes"},
+        {"demo/boxes_train.h5"} | weights("bounds/full") | scored("bounds/full") | TABLE,
+    ),
     ({"bounds.full.train.steps": 77}, weights("bounds/full") | scored("bounds/full") | TABLE),
     (
         {"one_step.mining.ratio": 0.77},

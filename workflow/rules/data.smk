@@ -1,5 +1,5 @@
 # The data set: photos and image-level labels in one store, masks in others. No training rule takes a store of masks,
-# except for the pseudo masks' and the fully supervised bounds'.
+# except for the pseudo masks' and the bounds', which see masks, or scribbles or boxes derived from them.
 
 
 rule demo_data:
@@ -60,4 +60,24 @@ rule pack_masks:
         runtime=PLAN.runtime,
     shell:
         "python -m rrm pack-masks {params.inputs:q} --out {output.masks:q} --options {params.options:q}"
+        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+
+
+rule sparse_labels:
+    input:
+        masks=LAYOUT.masks("train"),
+    output:
+        masks=LAYOUT.labels("{labels}"),
+    log:
+        PLAN.log("{labels}_train"),
+    conda:
+        "../envs/rrm.yml"
+    threads: PLAN.threads("sparse-labels")
+    params:
+        options=PLAN.options("sparse-labels"),
+        code=PLAN.code("sparse-labels"),
+        inputs=PLAN.inputs,
+        runtime=PLAN.runtime,
+    shell:
+        "python -m rrm sparse-labels {params.inputs:q} --out {output.masks:q} --options {params.options:q}"
         " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"

@@ -115,7 +115,7 @@ rule step_two:
 rule bound:
     input:
         photos=LAYOUT.photos,
-        masks=LAYOUT.masks("train"),
+        masks=PLAN.bound_labels,
         start=PLAN.start("bound"),
     output:
         weights=LAYOUT.weights("{seed}", "{model}"),
