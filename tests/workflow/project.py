@@ -27,7 +27,7 @@ class Project:
     def snakemake(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run Snakemake there, as a user does."""
         command = [sys.executable, "-m", "snakemake", "--cores", "8", "--nocolor", *arguments]
-        return subprocess.run(command, cwd=self.root, capture_output=True, text=True, check=False, timeout=120)
+        return subprocess.run(command, cwd=self.root, capture_output=True, text=True, check=False, timeout=300)
 
     def planned(self, *arguments: str) -> set[str]:
         """Outputs of the jobs that Snakemake would run, below `results/`."""
