@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 
 from rrm.errors import RRMError
-from rrm.gaussian import GaussianFilter, has_compiled_lattice, position_colour_features, position_features
+from rrm.gaussian import FLOATING, GaussianFilter, has_compiled_lattice, position_colour_features, position_features
 from rrm.parallel import map_in_threads
 
 Array = TypeVar("Array", npt.NDArray[Any], torch.Tensor)
@@ -29,7 +29,6 @@ Array = TypeVar("Array", npt.NDArray[Any], torch.Tensor)
 PROBABILITY_FLOOR = 1e-5
 _BACKENDS = ("auto", "lattice", "exact", "pydensecrf")
 _LARGEST_NUMBER = 1e12  # of a parameter, and its inverse the smallest: what is made of them stays finite in float32
-_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LARGEST_COORDINATE = 8000.0  # lattice keys of pydensecrf are 16-bit
 
 _PRESETS: dict[str, dict[str, float]] = {
@@ -420,7 +419,7 @@ def _check_probabilities(probs: torch.Tensor, size: tuple[int, ...]) -> None:
             f"probs: expected shape (K,{size[0]},{size[1]}) with K >= 1 to fit the image, or (R,K,...) for R CRFs, "
             f"got {tuple(probs.shape)}: resize them to the image; a batch needs (N,H,W,3) and (N,K,H,W)"
         )
-    if probs.dtype not in _FLOATING:
+    if probs.dtype not in FLOATING:
         raise RRMError(
             f"probs: expected a floating dtype of 16 to 64 bits, got {probs.dtype}: pass probabilities in 0..1"
         )

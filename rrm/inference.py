@@ -116,6 +116,26 @@ def crf_on_present(crf: DenseCRF, image: Photo, probabilities: Scores, present: 
     return result
 
 
+def refined(crf: DenseCRF, image: Photo, probabilities: Scores, size: tuple[int, int]) -> Scores:
+    """CRF on a photo as it was packed, with the sigma of its position scaled from the original size to that.
+
+    Args:
+        crf: for photos of the original size.
+        image: (H,W,3) uint8 RGB.
+        probabilities: (K,H,W) float32.
+        size: (H,W) of the original photo.
+
+    Returns:
+        (K,H,W) float32.
+
+    Example:
+        >>> refined(DenseCRF(), np.zeros((2, 4, 3), np.uint8), np.ones((1, 2, 4), np.float32), (20, 40)).shape
+        (1, 2, 4)
+    """
+    result: Scores = crf.scaled(max(image.shape[:2]) / max(size))(image, probabilities)
+    return result
+
+
 def labels_at(probabilities: Scores, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """Most probable class at another size: probabilities are resized bilinearly, then compared.
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rrm.errors import RRMError
-from rrm.gaussian import GaussianFilter, has_compiled_lattice, position_colour_features
+from rrm.gaussian import FLOATING, GaussianFilter, has_compiled_lattice, position_colour_features
 from rrm.labels import IGNORE
 from rrm.parallel import map_in_threads, run_ranges
 
@@ -31,7 +31,6 @@ _FORMS = ("reference", "paper")
 _GRADIENTS = ("reference", "exact")
 _NORMALIZATIONS = ("none", "row", "mean")
 _BACKENDS = ("auto", "lattice", "exact")
-_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LARGEST_NUMBER = 1e12  # of an option, and its inverse the smallest: what is made of them stays finite in float32
 
 
@@ -286,7 +285,7 @@ class DenseEnergyLoss(nn.Module):
     ) -> None:
         for name, each in (("images", images), ("probs", probs), ("valid", valid), ("labels", labels)):
             _check_tensor(name, each, optional=name in ("valid", "labels"))
-        if probs.dtype not in _FLOATING:
+        if probs.dtype not in FLOATING:
             raise RRMError(f"energy probs: expected a floating dtype of 16 to 64 bits, got {probs.dtype}: use float32")
         shapes_fit = images.ndim == probs.ndim == 4 and images.shape[1] == 3 and len(images) == len(probs)
         if not shapes_fit or 0 in images.shape or 0 in probs.shape:

@@ -19,7 +19,7 @@ from rrm.gaussian.lattice import BatchLattice, check_finite
 
 _BACKENDS = ("auto", "exact", "lattice")
 _NORMALIZATIONS = ("none", "symmetric")
-_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MOST_DIMENSIONS = 15  # the compiled lattice keeps four bits a coordinate
 _LARGEST_FEATURE = 1e16  # squares are added up in float32
 _TRITON_CAPABILITY = (8, 0)
@@ -177,7 +177,7 @@ def _check_tensor(tensor: Any, name: str, shape: str) -> None:
 
 def _check_features(features: torch.Tensor) -> None:
     _check_tensor(features, "features", "(B,N,d)")
-    if features.ndim != 3 or 0 in features.shape or features.dtype not in _FLOATING:
+    if features.ndim != 3 or 0 in features.shape or features.dtype not in FLOATING:
         raise RRMError(
             f"features: expected float (B,N,d), none zero, got {features.dtype} "
             f"{tuple(features.shape)}: see position_colour_features"

@@ -15,7 +15,7 @@ from rrm.crf import DenseCRF
 from rrm.datasets.packing import open_masks
 from rrm.errors import RRMError
 from rrm.figures import Labels, Picture
-from rrm.inference import Scores, labels_at
+from rrm.inference import labels_at, refined
 from rrm.labels import IGNORE
 from rrm.metrics import scores_of
 from rrm.stages.call import Call
@@ -161,10 +161,10 @@ def predicted(scene: Scene, probabilities: Store, crf: Mapping[str, Any]) -> Cal
     """Labels (H,W) of a photo at its mask's size, with CRF, as they are scored."""
 
     def of(name: str) -> Labels:
-        image, size = scene.photo(name), scene.mask(name).shape
+        height, width = scene.mask(name).shape
         scores = probabilities.read(name, "probabilities").astype(np.float32)
-        refined: Scores = DenseCRF(**crf).scaled(max(image.shape[:2]) / max(size))(image, scores)
-        return labels_at(refined, (int(size[0]), int(size[1])))
+        sharp = refined(DenseCRF(**crf), scene.photo(name), scores, (height, width))
+        return labels_at(sharp, (height, width))
 
     return of
 

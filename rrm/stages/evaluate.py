@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from rrm.crf import DenseCRF
 from rrm.datasets.packing import open_masks
-from rrm.inference import labels_at
+from rrm.inference import labels_at, refined
 from rrm.metrics import confusion_matrix
 from rrm.parallel import WorkerPool
 from rrm.progress import tracked
@@ -34,10 +34,9 @@ class _Scorer:
         target = self.masks.read(name, "mask")
         scores = self.probabilities.read(name, "probabilities").astype(np.float32)
         size = (int(target.shape[0]), int(target.shape[1]))
-        refined = self.crf.scaled(max(image.shape[:2]) / max(size))(image, scores)
+        by_kind = {"plain": scores, "crf": refined(self.crf, image, scores, size)}
         return {
-            "plain": confusion_matrix(labels_at(scores, size), target, self.num_classes),
-            "crf": confusion_matrix(labels_at(refined, size), target, self.num_classes),
+            kind: confusion_matrix(labels_at(each, size), target, self.num_classes) for kind, each in by_kind.items()
         }
 
 

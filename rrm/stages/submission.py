@@ -9,7 +9,7 @@ import numpy as np
 from rrm.crf import DenseCRF
 from rrm.datasets.loading import split_ids
 from rrm.datasets.packing import SUBMISSION_SPLIT
-from rrm.inference import labels_at
+from rrm.inference import labels_at, refined
 from rrm.parallel import WorkerPool
 from rrm.progress import tracked
 from rrm.stages.call import Call
@@ -40,8 +40,7 @@ class _Encoder:
         scores = self.probabilities.read(name, "probabilities").astype(np.float32)
         size = self.sizes[name]
         if self.crf is not None:
-            image = self.photos.read(name, "image")
-            scores = self.crf.scaled(max(image.shape[:2]) / max(size))(image, scores)
+            scores = refined(self.crf, self.photos.read(name, "image"), scores, size)
         return encode_mask(labels_at(scores, size))
 
 
