@@ -1,7 +1,8 @@
 """Backbones on torchvision's layers: MobileNetV2, dilated ResNets, VGG-16 as in DeepLab-LargeFOV.
 
 Parameter names are torchvision's, so its ImageNet files load by `weights=path`. Nothing is downloaded.
-Strides beyond the output stride become dilation.
+Strides beyond the output stride become dilation. torchvision takes longer to import than torch itself, so it is
+imported by what is built on it: jobs with a ResNet-38 do without.
 """
 
 from __future__ import annotations
@@ -12,13 +13,12 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import mobilenet_v2
-from torchvision.models.resnet import Bottleneck
-from torchvision.models.vgg import cfgs, make_layers
 
 from rrm.errors import RRMError
 from rrm.networks.base import Backbone, check_choice, scaled
 from rrm.networks.resnet38 import ResNet38
+
+EXPANSION = 4  # output channels of a bottleneck unit by its inner ones
 
 
 class SamePadConv2d(nn.Conv2d):
@@ -75,6 +75,8 @@ class MobileNetV2(Backbone):
         super().__init__(normalization)
         check_choice("output_stride", output_stride, (8, 16, 32))
         check_choice("padding", padding, ("torch", "same"))
+        from torchvision.models import mobilenet_v2
+
         model = mobilenet_v2(weights=None, width_mult=width)
         self.features = model.features
         self.stride, self.width, self.out_channels = output_stride, width, model.last_channel
@@ -127,7 +129,7 @@ class DilatedResNet(Backbone):
             next_dilation = dilation * wanted // step
             stage = _resnet_stage(inputs, planes, units, step, dilation, next_dilation)
             self.add_module(f"layer{index + 1}", stage)
-            inputs, stride, dilation = planes * Bottleneck.expansion, stride * step, next_dilation
+            inputs, stride, dilation = planes * EXPANSION, stride * step, next_dilation
         self.out_channels, self.stride, self.width = inputs, output_stride, width
         self.freeze_first(freeze_first)
 
@@ -144,7 +146,9 @@ class DilatedResNet(Backbone):
 
 def _resnet_stage(inputs: int, planes: int, units: int, stride: int, first_dilation: int,
                   dilation: int) -> nn.Sequential:  # fmt: skip
-    outputs = planes * Bottleneck.expansion
+    from torchvision.models.resnet import Bottleneck
+
+    outputs = planes * EXPANSION
     projection = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
     blocks = [Bottleneck(inputs, planes, stride, projection, dilation=first_dilation)]
     blocks += [Bottleneck(outputs, planes, dilation=dilation) for _ in range(1, units)]
@@ -176,6 +180,8 @@ class VGG16LargeFOV(Backbone):
     def __init__(self, width: float = 1.0, batch_norm: bool = False, dilation: int = 12, dropout: float = 0.5,
                  freeze_first: int = 0, normalization: str = "imagenet") -> None:  # fmt: skip
         super().__init__(normalization)
+        from torchvision.models.vgg import cfgs, make_layers
+
         plan: list[str | int] = [scaled(item, width) if isinstance(item, int) else item for item in cfgs["D"]]
         self.features = make_layers(plan, batch_norm=batch_norm)
         _make_large_field_of_view(self.features)
