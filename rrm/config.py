@@ -306,6 +306,7 @@ class StepTwo(Section):
         description="what of the training masks is seen: all, a stroke through each object, or its box (bounds only)",
     )
     train: Training = Field(description="loop")
+    views: Inference | None = Field(None, description="views of its predictions; null: those of evaluation")
     label: str = Field(description="row name in the tables")
 
 

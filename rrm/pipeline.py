@@ -260,8 +260,14 @@ def stage_options(
         "one-step": lambda: {"one_step": _trained_options(one_step_section(config, model or "one_step")), "seed": seed},
         "method": lambda: {"method": _trained_options(method_section(config, model)), "seed": seed},
         "pseudo-masks": lambda: {"pseudo_masks": _plain(masks_section(config, masks)), "seed": seed},
-        "step-two": lambda: {"step_two": _trained_options(network_section(config, model), "labels"), "seed": seed},
-        "bound": lambda: {"step_two": _trained_options(network_section(config, model), "pseudo_masks"), "seed": seed},
+        "step-two": lambda: {
+            "step_two": _trained_options(network_section(config, model), "labels", "views"),
+            "seed": seed,
+        },
+        "bound": lambda: {
+            "step_two": _trained_options(network_section(config, model), "pseudo_masks", "views"),
+            "seed": seed,
+        },
         "predict": lambda: _prediction_options(config, model, split),
         "evaluate": lambda: {"crf": _plain(config.evaluation.crf), "split": split},
         "submission": lambda: {"crf": _plain(config.evaluation.crf) if config.evaluation.submission_crf else None},
@@ -309,7 +315,8 @@ def _prediction_options(config: Config, model: str, split: str) -> dict[str, Any
     if group == "cam":
         cam = {**_plain(config.one_step.cam), "exponent": config.evaluation.cam_exponent}
         return {"cam": cam, "image_labels": image_labels, "split": split}
-    return {"views": _plain(config.evaluation.views), "split": split}
+    own = network_section(config, model).views if group in ("step_two", "bounds") else None
+    return {"views": _plain(own or config.evaluation.views), "split": split}
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,9 @@ COLUMNS = [
     "image_labels_at_test",
     "extra_data",
     "end_to_end",
+    "masks_cleaned",
+    "scales",
+    "flip",
     "val",
     "val_std",
     "val_without_crf",
@@ -49,7 +52,8 @@ COLUMNS = [
 ]
 """Columns of `results/table5.csv`; mIoU in percent.
 
-`val` and `test` are with CRF in measured rows and as printed in reported ones.
+`val` and `test` are with CRF in measured rows and as printed in reported ones. `masks_cleaned`: whether classes that
+are not among a photo's labels were removed from the pseudo masks; `scales` and `flip` are the views at test.
 """
 
 _VOC_IMAGES = {"val": 1449, "test": 1456}

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from rrm.config import Config, Method, OneStep, StepTwo, departures
-from rrm.pipeline import evaluated_splits, method_section, models, network_section, submitted_models
+from rrm.pipeline import (
+    evaluated_splits,
+    masks_section,
+    method_section,
+    models,
+    network_section,
+    stage_options,
+    submitted_models,
+)
 from rrm.stages.call import Call
 from rrm.stages.measured import read_measured
 from rrm.tables import Row, measured_row, write_table5
@@ -59,6 +67,7 @@ def _facts(config: Config, section: OneStep | StepTwo | Method) -> dict[str, str
         "backbone": backbone_name(network.model_dump()),
         "start_weights": network.start,
         "image_labels_at_test": "no",
+        "masks_cleaned": "-",
         "extra_data": "-",
         "dataset": config.dataset.name,
         "recipe": getattr(section, "recipe", ""),
@@ -66,9 +75,20 @@ def _facts(config: Config, section: OneStep | StepTwo | Method) -> dict[str, str
     }
 
 
+def views_at_test(config: Config, model: str) -> dict[str, str]:
+    """Scales and mirroring of the photos that a model predicts from; the CAM has its own."""
+    options = stage_options(config, "predict", model=model, split="val")
+    views = options.get("views") or options["cam"]
+    return {"scales": " ".join(f"{scale:g}" for scale in views["scales"]), "flip": _yes(views.get("flip", False))}
+
+
+def _yes(answer: bool) -> str:
+    return "yes" if answer else "no"
+
+
 def _noted(config: Config, model: str) -> Row:
     row = describe(config, model)
-    return Row(model, {**row.facts, "note": test_note(config, model)})
+    return Row(model, {**row.facts, **views_at_test(config, model), "note": test_note(config, model)})
 
 
 def describe(config: Config, model: str) -> Row:
@@ -77,8 +97,10 @@ def describe(config: Config, model: str) -> Row:
     if group in ("one_step", "cam"):
         facts = _facts(config, config.one_step) | {"supervision": "L", "end_to_end": "yes", "method": "RRM one-step"}
         if group == "cam":
-            given = "yes" if image_labels == "given" else "no"
-            facts |= {"method": "CAM of RRM's classification branch", "image_labels_at_test": given}
+            facts |= {
+                "method": "CAM of RRM's classification branch",
+                "image_labels_at_test": _yes(image_labels == "given"),
+            }
         return Row(model, facts)
     if group == "methods":
         method = method_section(config, model)
@@ -88,7 +110,8 @@ def describe(config: Config, model: str) -> Row:
     facts = _facts(config, section) | {"method": section.label}
     if group == "bounds":
         return Row(model, facts | {"supervision": SUPERVISION[section.labels], "end_to_end": "-", "citation": "-"})
-    return Row(model, facts | {"supervision": "L", "end_to_end": "no"})
+    cleaned = masks_section(config, section.pseudo_masks).use_image_labels
+    return Row(model, facts | {"supervision": "L", "end_to_end": "no", "masks_cleaned": _yes(cleaned)})
 
 
 def run(call: Call) -> None:
