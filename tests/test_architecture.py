@@ -28,6 +28,7 @@ ORDER = [
     "em_adapt",
     "seeds",
     "sec",
+    "affinity",
     "schedules",
     "training",
     "tasks",
