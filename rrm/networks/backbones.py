@@ -70,6 +70,8 @@ class MobileNetV2(Backbone):
         torch.Size([1, 1280, 5, 4])
     """
 
+    side_layers = ("features.14.conv.0.0", "features.18.0")
+
     def __init__(self, output_stride: int = 16, padding: str = "torch", normalization: str = "imagenet",
                  freeze_first: int = 0, width: float = 1.0) -> None:  # fmt: skip
         super().__init__(normalization)
@@ -110,6 +112,8 @@ class DilatedResNet(Backbone):
         >>> DilatedResNet(layers=(1, 1, 1, 1), width=0.125).eval()(torch.zeros(1, 3, 65, 64)).shape
         torch.Size([1, 256, 9, 8])
     """
+
+    side_layers = ("layer3.0.conv1", "layer4.0.conv1")
 
     def __init__(self, layers: Sequence[int] = (3, 4, 6, 3), width: float = 1.0, output_stride: int = 8,
                  freeze_first: int = 0, normalization: str = "imagenet") -> None:  # fmt: skip

@@ -98,12 +98,14 @@ class Backbone(nn.Module):
         stride: input pixels per feature-map cell, in each direction.
         width: factor on the number of channels, 1 = as published.
         frozen_stages: number of leading stages that are not trained.
+        side_layers: two convolutions, first to last, whose inputs are maps of less depth than the output.
     """
 
     out_channels: int
     stride: int
     width: float = 1.0
     frozen_stages: int = 0
+    side_layers: tuple[str, ...] = ()
     mean: Tensor
     std: Tensor
 
@@ -122,6 +124,11 @@ class Backbone(nn.Module):
     def stages(self) -> list[list[nn.Module]]:
         """The modules that have weights, in the order of the data, grouped by stage."""
         raise NotImplementedError
+
+    def side_convolutions(self) -> list[nn.Conv2d]:
+        """The convolutions named in `side_layers`."""
+        layers = [self.get_submodule(name) for name in self.side_layers]
+        return [layer for layer in layers if isinstance(layer, nn.Conv2d)]
 
     def freeze_first(self, count: int) -> None:
         """Stop training of the first `count` stages: no gradients, and their batch norm is frozen."""

@@ -101,6 +101,8 @@ class ResNet38(Backbone):
         torch.Size([1, 256, 9, 8])
     """
 
+    side_layers = ("b5.conv_branch2a", "b6.conv_branch2a")
+
     def __init__(self, width: float = 1.0, units: Sequence[int] = (3, 3, 6, 3), output_stride: int = 8,
                  dilations: Sequence[int] | None = None, dropout: Sequence[float] = (0.3, 0.5), freeze_first: int = 0,
                  normalization: str = "imagenet") -> None:  # fmt: skip

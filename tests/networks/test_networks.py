@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,13 +12,16 @@ from torch import Tensor, nn
 
 from rrm.errors import RRMError
 from rrm.networks import (
+    AffinityNet,
     DeepLab,
     DeepLabLargeFOVVGG16,
     DeepLabV2ResNet101,
     Network,
     RRMNet,
+    affinity_options,
     build_network,
     freeze_batch_norm,
+    load_weights,
 )
 
 TINY = {"width": 1 / 16, "units": (1, 1, 1, 1)}
@@ -230,6 +234,7 @@ def test_normalize_follows_the_backbone() -> None:
         ("segmentation", "resnet38", {"width": 1 / 16}, DeepLab),
         ("segmentation", "resnet101", {"width": 0.125, "layers": [1, 1, 1, 1]}, DeepLabV2ResNet101),
         ("segmentation", "vgg16", {"width": 0.125}, DeepLabLargeFOVVGG16),
+        ("affinity", "resnet38", {"width": 1 / 16}, AffinityNet),
     ],
 )
 def test_build_network(kind: str, backbone: str, options: dict[str, object], expected: type[Network]) -> None:
@@ -242,6 +247,8 @@ def test_build_network(kind: str, backbone: str, options: dict[str, object], exp
     [
         ("crf", "resnet38", {}, "network kind"),
         ("rrm", "vgg16", {}, "backbone"),
+        ("affinity", "vgg16", {}, "backbone"),
+        ("affinity", "resnet38", {"head": "light"}, "head"),
         ("rrm", "resnet38", {"depth": 3}, "depth"),
         ("segmentation", "vgg16", {"depth": 3}, "depth"),
         ("rrm", "resnet38", {"head": "u-net", "width": 1 / 16}, "head"),
@@ -255,6 +262,59 @@ def test_build_network(kind: str, backbone: str, options: dict[str, object], exp
 def test_bad_options_are_refused_by_name(kind: str, backbone: str, options: dict[str, object], words: str) -> None:
     with pytest.raises(RRMError, match=words):
         build_network(kind, backbone=backbone, **options)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options", "inputs"),
+    [
+        ("resnet38", {**TINY, "output_stride": 4}, [32, 64, 256]),
+        ("resnet38", TINY, [32, 64, 256]),
+        ("mobilenet_v2", {"width": 0.25, "output_stride": 8}, [24, 80, 1280]),
+        ("mobilenet_v2", {"width": 0.25, "output_stride": 32}, [24, 80, 1280]),
+        ("resnet50", {"width": 0.125, "layers": (1, 1, 1, 1), "output_stride": 16}, [64, 128, 256]),
+    ],
+)
+def test_affinity_features_join_three_depths(backbone: str, options: dict[str, object], inputs: list[int]) -> None:
+    torch.manual_seed(0)
+    net = build_network("affinity", num_classes=3, backbone=backbone, batch_norm="train", **options)
+    layers = (net.f8_3, net.f8_4, net.f8_5)
+    assert [layer.in_channels for layer in layers] == inputs  # type: ignore[union-attr]
+    x = torch.randn(2, 3, 40, 33)
+    features = net(x)
+    assert features.shape == (2, net.f9.out_channels, -(-40 // net.stride), -(-33 // net.stride))  # type: ignore[union-attr]
+    features.mean().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+    assert not any(layer._forward_pre_hooks for layer in net.modules())
+    groups = net.parameter_groups()
+    assert len(groups["head.weight"]) == 4 and not groups["head.bias"]
+
+
+def test_affinity_channels_at_full_width() -> None:
+    net = AffinityNet(units=(1, 1, 1, 1))
+    shapes = [tuple(layer.weight.shape[:2]) for layer in (net.f8_3, net.f8_4, net.f8_5, net.f9)]
+    assert shapes == [(64, 512), (128, 1024), (256, 4096), (448, 448)]
+
+
+def test_affinity_maps_are_what_the_next_units_take() -> None:
+    net = AffinityNet(5, **TINY, batch_norm="train").eval()
+    seen = []
+    for name in ("b5", "b6"):
+        unit = net.backbone.get_submodule(name)
+        unit.bn_branch2a.register_forward_hook(lambda _, __, output: seen.append(output.relu()))
+    with torch.no_grad():
+        maps = net._maps(torch.randn(1, 3, 32, 32))
+    assert all(torch.equal(one, two) for one, two in zip(maps[:2], seen, strict=True))
+
+
+def test_affinity_net_starts_from_a_classifier(tmp_path: Path) -> None:
+    options = {**TINY, "head": "light", "classifier_bias": True, "batch_norm": "train"}
+    classifier = RRMNet(5, "resnet38", **options)
+    torch.save(classifier.state_dict(), tmp_path / "classifier.pth")
+    net = build_network("affinity", backbone="resnet38", **affinity_options("resnet38", options))
+    report = load_weights(net, tmp_path / "classifier.pth")
+    assert set(report.missing) == {f"{name}.weight" for name in ("f8_3", "f8_4", "f8_5", "f9")}
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in classifier.state_dict().items()
+               if name.startswith("backbone."))  # fmt: skip
 
 
 def test_a_wrong_input_is_refused() -> None:
