@@ -76,6 +76,25 @@ def predicted_labels(network: Any, image: Photo, device: str = "cpu") -> npt.NDA
 
 
 @torch.inference_mode()
+def activation_scores(
+    network: Any,
+    image: Photo,
+    present: npt.NDArray[np.uint8],
+    scales: Sequence[float],
+    average: str,
+    exponent: float,
+    device: str,
+) -> Scores:
+    """Background and foreground scores of one photo from its CAM and its image-level labels (Eq. 2-4).
+
+    Returns:
+        (num_classes + 1, H, W) float32 in 0..1, which need not sum to one; classes that are not present are 0.
+    """
+    images = network.normalize(as_batch(image, device))
+    cams = multi_scale_cam(network.forward_cam, images, scales=scales, average=average)[0].float().cpu().numpy()
+    return np.asarray(cam_probabilities(normalize_cam(cams, present), present, exponent), np.float32)
+
+
 def cam_scores(
     network: Any,
     image: Photo,
@@ -85,14 +104,17 @@ def cam_scores(
     exponent: float,
     device: str,
 ) -> Scores:
-    """Background and foreground scores of one photo from its CAM and its image-level labels (Eq. 2-4), summing to one.
+    """As `activation_scores`, summing to one."""
+    return summing_to_one(activation_scores(network, image, present, scales, average, exponent, device))
 
-    Returns:
-        (num_classes + 1, H, W) float32; classes that are not present are 0.
+
+def summing_to_one(scores: Scores) -> Scores:
+    """Scores >= 0 divided by their sum over classes; where all are 0 they stay 0.
+
+    Example:
+        >>> summing_to_one(np.array([[[1.0, 0.0]], [[3.0, 0.0]]], np.float32)).tolist()
+        [[[0.25, 0.0]], [[0.75, 0.0]]]
     """
-    images = network.normalize(as_batch(image, device))
-    cams = multi_scale_cam(network.forward_cam, images, scales=scales, average=average)[0].float().cpu().numpy()
-    scores = np.asarray(cam_probabilities(normalize_cam(cams, present), present, exponent), np.float32)
     return np.asarray(scores / np.maximum(scores.sum(0, keepdims=True), 1e-8), np.float32)
 
 
@@ -103,8 +125,7 @@ def keep_image_labels(probabilities: Scores, present: npt.NDArray[np.uint8]) -> 
         >>> keep_image_labels(np.full((3, 1, 1), 1 / 3, np.float32), np.array([1, 0], np.uint8)).ravel().tolist()
         [0.5, 0.5, 0.0]
     """
-    kept = probabilities * np.concatenate([[1], present > 0]).astype(np.float32)[:, None, None]
-    return np.asarray(kept / np.maximum(kept.sum(0, keepdims=True), 1e-8), np.float32)
+    return summing_to_one(probabilities * np.concatenate([[1], present > 0]).astype(np.float32)[:, None, None])
 
 
 def crf_on_present(crf: DenseCRF, image: Photo, probabilities: Scores, present: npt.NDArray[np.uint8]) -> Scores:

@@ -79,6 +79,28 @@ class _RampedEnergy:
         return {"energy": factor * self.loss(batch["images"], probabilities, batch["valid"], labels)}
 
 
+def mined_labels(network: Any, rule: RegionRule, cam: Mapping[str, Any], batch: Batch, images: Tensor) -> Tensor:
+    """Reliable labels of a batch from a network's activation maps (Eq. 2-7), without gradients.
+
+    Args:
+        network: an `RRMNet`; its mode is left as it is.
+        rule: chooses the reliable regions.
+        cam: `scales`, `average` and `dropout` of the maps, Eq. 2.
+        batch: with `images` (N,3,H,W) 0..255, `present` (N,C) and `valid` (N,H,W).
+        images: (N,3,H,W), the batch's images as the network takes them.
+
+    Returns:
+        (N,H,W) int64, 255 where not reliable.
+    """
+    with record_function("rrm.cam"):
+        with torch.no_grad(), evaluation_mode(network, keep_dropout=cam["dropout"]):
+            cams = multi_scale_cam(network.forward_cam, images, scales=cam["scales"], average=cam["average"])
+        scores = normalize_cam(cams.float(), batch["present"])
+    with record_function("rrm.mining"):
+        photos = batch["images"].round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+        return rule.mine(photos, scores, batch["present"], batch["valid"]).long()
+
+
 class OneStepTask:
     """One-step RRM: both branches, labels mined from the current CAMs at each step (Algorithm 1).
 
@@ -101,22 +123,10 @@ class OneStepTask:
         self.network, self.rule, self.cam, self.kinds = network, rule, cam, losses
         self.energy = _RampedEnergy(energy)
 
-    def mined_labels(self, batch: Batch, images: Tensor) -> Tensor:
-        """Reliable labels (N,H,W) int64 of the current network, 255 elsewhere; `images` are normalised."""
-        with record_function("rrm.cam"):
-            with torch.no_grad(), evaluation_mode(self.network, keep_dropout=self.cam["dropout"]):
-                cams = multi_scale_cam(
-                    self.network.forward_cam, images, scales=self.cam["scales"], average=self.cam["average"]
-                )
-            scores = normalize_cam(cams.float(), batch["present"])
-        with record_function("rrm.mining"):
-            photos = batch["images"].round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-            return self.rule.mine(photos, scores, batch["present"], batch["valid"]).long()
-
     def losses(self, batch: Batch, progress: float) -> Mapping[str, Tensor]:
         """Classification loss, cross-entropy on the mined labels and energy of a batch."""
         images = self.network.normalize(batch["images"])
-        labels = self.mined_labels(batch, images)
+        labels = mined_labels(self.network, self.rule, self.cam, batch, images)
         with record_function("rrm.forward"):
             output = self.network(images)
         with record_function("rrm.cross_entropy"):

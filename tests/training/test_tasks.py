@@ -12,7 +12,14 @@ from rrm.crf import DenseCRF
 from rrm.networks import build_network
 from rrm.recipes import ONE_STEP_RECIPES
 from rrm.regions import RegionRule
-from rrm.tasks import ClassificationTask, OneStepTask, SegmentationTask, evaluation_mode, multi_scale_logits
+from rrm.tasks import (
+    ClassificationTask,
+    OneStepTask,
+    SegmentationTask,
+    evaluation_mode,
+    mined_labels,
+    multi_scale_logits,
+)
 
 SIDE, CLASSES = 32, 3
 
@@ -71,7 +78,7 @@ def test_cams_leave_batch_statistics_alone() -> None:
     before = {name: value.clone() for name, value in network.named_buffers()}
     task = _one_step("reference", network)
     batch = _batch()
-    task.mined_labels(batch, network.normalize(batch["images"]))
+    mined_labels(network, task.rule, task.cam, batch, network.normalize(batch["images"]))
     assert all(torch.equal(before[name], value) for name, value in network.named_buffers())
     assert network.training
 
@@ -79,7 +86,8 @@ def test_cams_leave_batch_statistics_alone() -> None:
 def test_mined_labels_are_present_classes() -> None:
     network = _network()
     batch = _batch()
-    labels = _one_step("paper", network).mined_labels(batch, network.normalize(batch["images"]))
+    task = _one_step("paper", network)
+    labels = mined_labels(network, task.rule, task.cam, batch, network.normalize(batch["images"]))
     assert labels.shape == (2, SIDE, SIDE)
     assert labels.dtype == torch.int64
     assert set(labels[0].unique().tolist()) <= {0, 1, 3, 255}
