@@ -1,13 +1,13 @@
 """What the other weakly supervised methods minimise, on the network, the loop and the parts that RRM uses.
 
-All of them work at the size of the network's segmentation map, as published, and on the segmentation branch alone; its
-start is the classifier that one-step RRM starts from.
+All of them work at the size of the network's map, as published. EM-Adapt, SEC and DSRG train the segmentation branch
+alone, from the classifier that one-step RRM starts from; AffinityNet is a network of its own, for pseudo masks.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import record_function
 
+from rrm.affinity import affinity_losses, pair_affinities, pair_kinds
 from rrm.cam import multi_scale_cam, normalize_cam
 from rrm.crf import DenseCRF
 from rrm.em_adapt import estimate_labels
 from rrm.losses import balanced_cross_entropy
+from rrm.regions import RegionRule
 from rrm.sec import boundary_loss, expansion_loss
 from rrm.seeds import cam_seeds, grow_seeds
+from rrm.tasks import mined_labels
 from rrm.training import Batch
 
 
@@ -114,3 +117,34 @@ class DSRGTask(_SeededTask):
         thresholds = (self.options["foreground_threshold"], self.options["background_threshold"])
         grown = grow_seeds(seeds, logits.detach().softmax(1), present, valid, *thresholds)
         return {"seed": balanced_cross_entropy(logits, grown, "balanced")}
+
+
+class AffinityTask:
+    """AffinityNet: cross-entropy of the affinities of pairs whose cells have reliable labels.
+
+    The labels are mined from the activation maps of a trained network, held fixed, and reduced to the map by the
+    nearest pixel.
+
+    Args:
+        network: an `AffinityNet`.
+        labeller: an `RRMNet` whose classification branch is trained; stays in evaluation mode.
+        rule: chooses the reliable regions.
+        scales: of the activation maps, Eq. 2.
+        radius: of the pairs, in cells.
+    """
+
+    def __init__(self, network: Any, labeller: Any, rule: RegionRule, scales: Sequence[float], radius: int) -> None:
+        self.network, self.rule, self.radius = network, rule, radius
+        self.labeller = labeller.eval().requires_grad_(False)
+        self.cam = {"scales": list(scales), "average": "image", "dropout": False}
+
+    def losses(self, batch: Batch, progress: float) -> Mapping[str, Tensor]:
+        """Loss terms of a batch with `images` (N,3,H,W) 0..255, `present` (N,C) and `valid` (N,H,W)."""
+        images = self.network.normalize(batch["images"])
+        labels = mined_labels(self.labeller.to(images.device), self.rule, self.cam, batch, images)
+        with record_function("rrm.forward"):
+            features = self.network(images).float()
+        with record_function("rrm.affinity"):
+            size = (int(features.shape[2]), int(features.shape[3]))
+            on_map = F.interpolate(labels[:, None].float(), size=size)[:, 0].long()
+            return affinity_losses(pair_affinities(features, self.radius), pair_kinds(on_map, self.radius))

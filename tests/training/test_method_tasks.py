@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from rrm.crf import DenseCRF
-from rrm.method_tasks import DSRGTask, EMAdaptTask, SECTask, valid_at
+from rrm.method_tasks import AffinityTask, DSRGTask, EMAdaptTask, SECTask, valid_at
+from rrm.networks import build_network
+from rrm.regions import RegionRule
 from tests.training.test_tasks import HOSTILE, SIDE, _batch, _network
 
 SEEDS = {"scales": [0.5, 1.0], "foreground": 0.4, "background": 0.3}
@@ -86,3 +88,38 @@ def test_seeds_are_those_of_the_start_whatever_training_does(kind: Any) -> None:
     torch.testing.assert_close(before, task.seeds(batch, images, (4, 4)))
     assert set(before[0].unique().tolist()) <= {0, 1, 3, 255}
     assert set(before[1].unique().tolist()) <= {0, 2, 255}
+
+
+def _affinity_task(**rule: Any) -> AffinityTask:
+    torch.manual_seed(0)
+    options = {"width": 1 / 16, "units": (1, 1, 1, 1), "output_stride": 4, "batch_norm": "train"}
+    network = build_network("affinity", num_classes=3, backbone="resnet38", **options).train()
+    mining = RegionRule(**{"rule": "cam", "ratio": 0.6, "padding": "ignore", **rule})
+    return AffinityTask(network, _network(), mining, [0.5, 1.0], radius=3)
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_affinity_terms_are_finite_with_finite_gradients(case: str) -> None:
+    task = _affinity_task(rule="reference", score_threshold=0.0, background_threshold=0.0, crf_confidence=0.0, crf=CRF)
+    total = _total(task, _batch(**HOSTILE[case]))
+    total.backward()
+    assert torch.isfinite(total)
+    assert all(torch.isfinite(parameter.grad).all() for parameter in task.network.parameters())
+    assert not task.labeller.training and all(parameter.grad is None for parameter in task.labeller.parameters())
+    if case == "padding only":
+        assert float(total.detach()) == 0
+
+
+def test_affinity_loss_falls_and_the_labels_stay() -> None:
+    task, batch = _affinity_task(), _batch()
+    state = {name: value.clone() for name, value in task.labeller.state_dict().items()}
+    optimizer = torch.optim.SGD(task.network.parameters(), lr=0.01)
+    totals = []
+    for _ in range(12):
+        total = _total(task, batch)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        totals.append(float(total.detach()))
+    assert totals[-1] < 0.9 * totals[0], totals
+    assert all(torch.equal(value, state[name]) for name, value in task.labeller.state_dict().items())
