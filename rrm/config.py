@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rrm.errors import RRMErrors
-from rrm.recipes import METHOD_RECIPES, NETWORK_RECIPES, ONE_STEP_RECIPES
+from rrm.recipes import METHOD_RECIPES, NETWORK_RECIPES, ONE_STEP_RECIPES, RANDOM_WALK_RECIPE
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -261,6 +261,16 @@ class Inference(Section):
     )
 
 
+class RandomWalk(Section):
+    """AffinityNet (Ahn and Kwak 2018): a random walk of the CAM's scores along affinities that a network learns."""
+
+    radius: int = Field(5, ge=2, le=20, description="cells of the feature map; nearer pairs have an affinity")
+    mining: Mining = Field(description="reliable labels of training batches that the affinities are learned from")
+    train: Training = Field(description="loop of the affinity network, on the backbone of one_step")
+    beta: Positive = Field(8, description="power of the affinities; larger: fewer ways out of a region")
+    steps: int = Field(256, ge=0, le=65536, description="steps of the walk")
+
+
 class PseudoMasks(Section):
     """Pseudo masks of the training photos, a set of them."""
 
@@ -273,7 +283,12 @@ class PseudoMasks(Section):
     use_image_labels: bool = Field(True, description="classes that are not among the image's labels are removed")
     views: Inference = Field(Inference(), description="views of the segmentation branch")
     cam_scales: Scales = Field([0.5, 1, 1.5, 2], description="scales of the CAM (sources cam and average)")
-    cam_exponent: Positive = Field(4, description="Eq. 4 exponent (sources cam and average)")
+    cam_exponent: Positive = Field(
+        4, description="Eq. 4 exponent (sources cam and average); 16 where random_walk is given"
+    )
+    random_walk: RandomWalk | None = Field(
+        None, description="AffinityNet's walk, between the CAM and the CRF; sets defaults of its own; null: none"
+    )
     crf: CRF | None = Field(
         CRF(bilateral_sigma_xy=83, bilateral_sigma_rgb=5, bilateral_weight=4), description="null: no CRF"
     )
@@ -288,6 +303,8 @@ class PseudoMasks(Section):
             raise ValueError(
                 f"source: expected cam for the network classifier, got {self.source}: it has no other branch"
             )
+        if self.random_walk and self.source != "cam":
+            raise ValueError(f"source: expected cam for a random walk, got {self.source}: it spreads the CAM's scores")
         return self
 
 
@@ -485,6 +502,12 @@ def _with_recipe(
     return merge(recipes[recipe], section) if isinstance(recipe, str) and recipe in recipes else dict(section)
 
 
+def _with_walk_recipe(section: Any) -> Any:
+    """A set of pseudo masks over the defaults that go with a random walk, where it has one."""
+    walks = isinstance(section, Mapping) and isinstance(section.get("random_walk"), Mapping)
+    return merge(RANDOM_WALK_RECIPE, section) if walks else section
+
+
 def _apply_recipes(raw: Mapping[str, Any]) -> dict[str, Any]:
     resolved = dict(raw)
     if "one_step" in resolved:
@@ -492,6 +515,8 @@ def _apply_recipes(raw: Mapping[str, Any]) -> dict[str, Any]:
     for group in ("step_two", "bounds"):
         if isinstance(resolved.get(group), Mapping):
             resolved[group] = {k: _with_recipe(v, NETWORK_RECIPES, None) for k, v in resolved[group].items()}
+    if isinstance(resolved.get("pseudo_masks"), Mapping):
+        resolved["pseudo_masks"] = {k: _with_walk_recipe(v) for k, v in resolved["pseudo_masks"].items()}
     if isinstance(resolved.get("methods"), Mapping):
         resolved["methods"] = {k: _with_recipe(v, METHOD_RECIPES, None, "kind") for k, v in resolved["methods"].items()}
     return resolved

@@ -35,8 +35,11 @@ STAGES: Mapping[str, Stage] = {
     "classifier": Stage("classifier", ("photos",), ("seed",), "train the classification branch (warm start)"),
     "one-step": Stage("one_step", ("photos", "start"), ("seed", "model"), "one-step RRM training"),
     "method": Stage("method", ("photos", "start"), ("seed", "model"), "train another weakly supervised method"),
+    "affinity": Stage(
+        "affinity", ("photos", "model"), ("seed", "masks"), "train the affinities of a set's random walk"
+    ),
     "pseudo-masks": Stage(
-        "pseudo_masks", ("photos", "model"), ("seed", "masks"), "a set of pseudo masks of the training photos"
+        "pseudo_masks", ("photos", "model", "affinity"), ("seed", "masks"), "a set of pseudo masks of training photos"
     ),
     "step-two": Stage(
         "step_two", ("photos", "masks", "start"), ("seed", "model"), "train a segmentation network on pseudo masks"
@@ -238,7 +241,7 @@ def stage_options(
             `"step_two/<name>"` or `"bounds/<name>"`, for stages with a model.
         split: one of `SPLITS`, for stages with a split.
         table: number of the paper's table, for stages with a table.
-        masks: name of a set of pseudo masks, for the stage that makes them.
+        masks: name of a set of pseudo masks, for the stages that make them.
         labels: `"scribbles"` or `"boxes"`, for the stage that derives them.
 
     Returns:
@@ -259,15 +262,12 @@ def stage_options(
         },
         "one-step": lambda: {"one_step": _trained_options(one_step_section(config, model or "one_step")), "seed": seed},
         "method": lambda: {"method": _trained_options(method_section(config, model)), "seed": seed},
-        "pseudo-masks": lambda: {"pseudo_masks": _plain(masks_section(config, masks)), "seed": seed},
-        "step-two": lambda: {
-            "step_two": _trained_options(network_section(config, model), "labels", "views"),
-            "seed": seed,
-        },
-        "bound": lambda: {
-            "step_two": _trained_options(network_section(config, model), "pseudo_masks", "views"),
-            "seed": seed,
-        },
+        "affinity": lambda: {**_affinity_options(config, masks), "seed": seed},
+        "pseudo-masks": lambda: {"pseudo_masks": _masks_options(masks_section(config, masks)), "seed": seed},
+        "step-two": lambda: {"step_two": _trained_options(network_section(config, model), "labels", "views")}
+        | {"seed": seed},
+        "bound": lambda: {"step_two": _trained_options(network_section(config, model), "pseudo_masks", "views")}
+        | {"seed": seed},
         "predict": lambda: _prediction_options(config, model, split),
         "evaluate": lambda: {"crf": _plain(config.evaluation.crf), "split": split},
         "submission": lambda: {"crf": _plain(config.evaluation.crf) if config.evaluation.submission_crf else None},
@@ -291,6 +291,28 @@ def _trained_options(section: OneStep | StepTwo | Method, *unread: str) -> dict[
     options = {key: value for key, value in _plain(section).items() if key not in ("label", *unread)}
     options["network"].pop("start")
     return options
+
+
+_LEARNED = ("mining", "train")  # keys of a random walk that the affinities depend on, beside its radius
+
+
+def _affinity_options(config: Config, masks: str) -> dict[str, Any]:
+    """What the training of the affinities reads: the walk itself is done with the masks."""
+    section = masks_section(config, masks)
+    if section.random_walk is None:
+        raise RRMError(
+            f"pseudo_masks.{masks}: expected a random_walk, got none: only that has affinities to be trained"
+        )
+    walk = section.random_walk.model_dump(mode="json", include={"radius", *_LEARNED})
+    network = _trained_options(config.one_step)["network"]
+    return {"network": network, "cam_scales": section.cam_scales, "random_walk": walk}
+
+
+def _masks_options(section: PseudoMasks) -> dict[str, Any]:
+    """What a set of pseudo masks reads: of a random walk, all but the training of its affinities."""
+    walk = section.random_walk
+    walked = walk.model_dump(mode="json", exclude=set(_LEARNED)) if walk else None
+    return {**_plain(section), "random_walk": walked}
 
 
 def _plain(section: Section) -> dict[str, Any]:
@@ -365,6 +387,10 @@ class Layout:
     def weights(self, seed: int | str, model: str) -> Path:
         """Final weights of a model; the CAM rows use the one-step network's."""
         return self.seed(seed) / ("one_step" if model.startswith("cam/") else model) / "weights.pth"
+
+    def affinity(self, seed: int | str, masks: str) -> Path:
+        """Weights of the affinity network of a set of pseudo masks with a random walk."""
+        return self.seed(seed) / "affinity" / f"{masks}.pth"
 
     def pseudo_masks(self, seed: int | str, masks: str) -> Path:
         """Store of a set of pseudo masks."""

@@ -3,7 +3,7 @@
 Each key can be overridden in the config; what differs from the recipe is listed in the tables' column `departures`.
 Sources: RRM (AAAI 2020), section "Implementation Details"; github.com/zbf1991/RRM `train_from_cls_weight.py`;
 DeepLab-v2 (arXiv:1606.00915) and DeepLab-LargeFOV (arXiv:1412.7062) for step two; the publications of the other
-methods, with RRM's number of steps where they give none.
+methods, with RRM's number of steps where they give none; github.com/jiwoon-ahn/psa for the random walk.
 """
 
 from __future__ import annotations
@@ -205,3 +205,38 @@ METHOD_RECIPES: dict[str, dict[str, Any]] = {
     "dsrg": {"label": "DSRG", "train": _published_training(steps=8_000, batch_size=20, lr=5.0e-4)},
 }
 """Defaults of one entry of `methods`, by its `kind`; those of the method's own keys are in `rrm.config`."""
+
+RANDOM_WALK_RECIPE: dict[str, Any] = {
+    "network": "classifier",
+    "source": "cam",
+    "cam_exponent": 16,
+    "random_walk": {
+        "mining": {
+            "rule": "reference",
+            "ratio": 1.0,
+            "cam_exponent": 32,
+            "crf_exponent": 4,
+            "score_threshold": 0.0,
+            "background_threshold": 0.0,
+            "crf_confidence": 0.0,
+            "padding": "ignore",
+            "crf": _CRF_PSA,
+        },
+        "train": {
+            "steps": 10_576,
+            "batch_size": 8,
+            "crop": 256,
+            "scale": [1.0, 1.0],
+            "optimizer": {
+                "kind": "sgd",
+                "lr": 0.07,
+                "momentum": 5.0e-4,
+                "weight_decay": 5.0e-4,
+                "bias_decay": False,
+                "lr_factors": [1, 2, 10, 20],
+                "power": 0.9,
+            },
+        },
+    },
+}
+"""Defaults of one entry of `pseudo_masks` that has a `random_walk`: AffinityNet's code, 8 epochs of 10,582 photos."""

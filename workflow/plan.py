@@ -105,7 +105,7 @@ class Plan:
     def threads(self, stage: str) -> int:
         """Threads of a stage's job: as configured for it, or for all, or 1 (2 for what trains)."""
         module = STAGES[stage].module
-        usual = 2 if module in ("classifier", "one_step", "method", "step_two", "bound") else 1
+        usual = 2 if module in ("classifier", "one_step", "method", "affinity", "step_two", "bound") else 1
         given = self.config.runtime.threads
         return given.get(module, given.get("default", usual))
 
@@ -142,6 +142,11 @@ class Plan:
         if masks_section(self.config, wildcards.masks).network == "classifier":
             return self.layout.classifier(wildcards.seed)
         return self.layout.weights(wildcards.seed, "one_step")
+
+    def masks_affinity(self, wildcards: Any) -> list[Path]:
+        """Input `affinity` of a set of pseudo masks: the affinity network of its random walk, where it has one."""
+        walk = masks_section(self.config, wildcards.masks).random_walk
+        return [self.layout.affinity(wildcards.seed, wildcards.masks)] if walk else []
 
     def pseudo_masks(self, wildcards: Any) -> Path:
         """Input `masks` of step two: the set that the network is trained on."""
@@ -181,7 +186,7 @@ class Plan:
         paths += map(layout.labels, sorted(seen - {"masks"}))
         for seed in self.config.seeds:
             paths += [layout.classifier(seed)] if self.config.classifier.enabled else []
-            paths += [layout.pseudo_masks(seed, name) for name in sorted(self._used_masks(scored))]
+            paths += self._masks_files(seed, scored)
             paths += dict.fromkeys(layout.weights(seed, model) for model in scored)
             paths += [layout.prediction(seed, model, split) for model, splits in scored.items() for split in splits]
         return paths
@@ -189,6 +194,16 @@ class Plan:
     def _used_masks(self, names: Iterable[str]) -> set[str]:
         sections = self.config.step_two
         return {sections[name.removeprefix("step_two/")].pseudo_masks for name in names if name.startswith("step_two/")}
+
+    def _walks(self, names: Iterable[str]) -> list[str]:
+        """Sets of pseudo masks with a random walk that these models are trained on."""
+        return [name for name in sorted(self._used_masks(names)) if masks_section(self.config, name).random_walk]
+
+    def _masks_files(self, seed: int | str, names: Iterable[str]) -> list[Path]:
+        """Pseudo masks that these models are trained on, and the affinity networks of those with a random walk."""
+        names = list(names)
+        walks = [self.layout.affinity(seed, name) for name in self._walks(names)]
+        return walks + [self.layout.pseudo_masks(seed, name) for name in sorted(self._used_masks(names))]
 
     def _scored(self, groups: tuple[str, ...]) -> dict[str, list[str]]:
         """Models and the splits they are scored on: for "ablation" (Tables 1 and 2), "comparison" (3, 4, 5) or both."""
@@ -202,9 +217,7 @@ class Plan:
         layout, seed, model = self.layout, wildcards.seed, wildcards.model
         paths = [layout.classifier(seed)] if self.config.classifier.enabled else []
         paths += [] if model.startswith("methods/") else [layout.weights(seed, "one_step")]
-        return [*paths, layout.weights(seed, model)] + [
-            layout.pseudo_masks(seed, name) for name in self._used_masks([model])
-        ]
+        return [*paths, layout.weights(seed, model), *self._masks_files(seed, [model])]
 
     def lineage(self, wildcards: Any) -> str:
         """Parameter `lineage`: options of the trainings behind a model, so that its archive is made again with them."""
@@ -212,6 +225,7 @@ class Plan:
         own = ("method", {"model": model}) if model.startswith("methods/") else ("one-step", {})
         chain: list[tuple[str, dict[str, str]]] = [("classifier", {}), own]
         for name in self._used_masks([model]):
+            chain += [("affinity", {"masks": name})] * bool(masks_section(self.config, name).random_walk)
             chain += [("pseudo-masks", {"masks": name}), ("step-two", {"model": model})]
         return _compact([stage_options(self.config, stage, seed=seed, **names) for stage, names in chain])
 
@@ -248,7 +262,7 @@ class Plan:
         """What lies between the data and these models' predictions; inputs for the same reason as `intermediates`."""
         layout, seed = self.layout, self.config.seeds[0]
         paths = [*self.manifest, *([layout.classifier(seed)] if self.config.classifier.enabled else [])]
-        paths += [layout.pseudo_masks(seed, name) for name in sorted(self._used_masks(models))]
+        paths += self._masks_files(seed, models)
         paths += [layout.weights(seed, name) for name in models]
         return paths + [layout.prediction(seed, name, "val") for name in models]
 
@@ -261,6 +275,7 @@ class Plan:
         for seed in self.config.seeds:
             if self.config.classifier.enabled and linear is None:
                 found[f"{seed}:classifier"] = layout.classifier(seed)
+            found |= {f"{seed}:affinity/{name}": layout.affinity(seed, name) for name in self._walks(names)}
             found |= {f"{seed}:{name}": layout.weights(seed, name) for name in names}
         return found
 

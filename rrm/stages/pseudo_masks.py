@@ -1,17 +1,30 @@
-"""Stage `pseudo-masks`: masks of the training photos from the one-step network, for step two."""
+"""Stage `pseudo-masks`: masks of the training photos from the one-step network or the classifier, for step two."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+import torch.nn.functional as F
 
+from rrm.affinity import pair_affinities, random_walk
+from rrm.cam import resize
 from rrm.crf import DenseCRF
 from rrm.datasets.loading import split_ids
-from rrm.inference import Photo, Scores, cam_scores, crf_on_present, keep_image_labels, segmentation_probabilities
+from rrm.inference import (
+    Photo,
+    Scores,
+    activation_scores,
+    as_batch,
+    crf_on_present,
+    keep_image_labels,
+    segmentation_probabilities,
+    summing_to_one,
+)
 from rrm.labels import IGNORE
 from rrm.parallel import WorkerPool
 from rrm.progress import tracked
@@ -68,10 +81,50 @@ class MaskMaker:
         return crf_on_present(crf, scored.image, scores, scored.present if self.options["use_image_labels"] else every)
 
 
+@torch.inference_mode()
+def walked(network: Any, image: Photo, scores: Scores, walk: Mapping[str, Any], device: str = "cpu") -> Scores:
+    """Scores of one photo after AffinityNet's random walk, at the size of the network's map and back.
+
+    Args:
+        network: an `AffinityNet`, in evaluation mode.
+        image: (H,W,3) uint8 RGB.
+        scores: (K,H,W) float32 >= 0, background first.
+        walk: `radius`, `beta` and `steps` of `rrm.affinity.random_walk`.
+        device: of the network.
+
+    Returns:
+        (K,H,W) float32 >= 0; a class without scores has none.
+    """
+    features = network(network.normalize(as_batch(image, device))).float()
+    (affinities,) = pair_affinities(features, walk["radius"])
+    shown = np.flatnonzero(scores.any(axis=(1, 2)))
+    given = torch.from_numpy(np.ascontiguousarray(scores[shown])).to(device)
+    on_map = F.adaptive_avg_pool2d(given, (int(features.shape[2]), int(features.shape[3])))
+    spread = resize(random_walk(affinities, on_map, **walk)[None], (image.shape[0], image.shape[1]))[0]
+    result: Scores = np.zeros_like(scores)
+    result[shown] = spread.cpu().numpy()
+    return result
+
+
+def _cam_of(call: Call, network: Any, device: str) -> Callable[[Photo, npt.NDArray[np.uint8]], Scores]:
+    """How the CAM's scores of a photo are made, after the random walk where there is one; they sum to one."""
+    options = call.options["pseudo_masks"]
+    walk = options["random_walk"]
+    affinity = load_trained(call.input("affinity"), device).network if walk else None
+
+    def cam_of(image: Photo, present: npt.NDArray[np.uint8]) -> Scores:
+        how = (options["cam_scales"], "image", options["cam_exponent"], device)
+        scores = activation_scores(network, image, present, *how)
+        return summing_to_one(walked(affinity, image, scores, walk, device) if walk else scores)
+
+    return cam_of
+
+
 def _scored_photos(call: Call, photos: Store, ids: Sequence[str]) -> Iterator[Scored]:
     options = call.options["pseudo_masks"]
     device = pick_device(call.runtime["device"])
     network = load_trained(call.input("model"), device).network
+    cam_of = _cam_of(call, network, device)
     for name in ids:
         record = photos[name]
         image, present = record["image"], record["present"]
@@ -81,7 +134,7 @@ def _scored_photos(call: Call, photos: Store, ids: Sequence[str]) -> Iterator[Sc
             if options["use_image_labels"]:
                 segmentation = keep_image_labels(segmentation, present)
         if options["source"] != "segmentation":
-            cam = cam_scores(network, image, present, options["cam_scales"], "image", options["cam_exponent"], device)
+            cam = cam_of(image, present)
         yield Scored(image, present, segmentation, cam, max(image.shape[:2]) / int(record["size"].max()))
 
 

@@ -110,8 +110,13 @@ def describe(config: Config, model: str) -> Row:
     facts = _facts(config, section) | {"method": section.label}
     if group == "bounds":
         return Row(model, facts | {"supervision": SUPERVISION[section.labels], "end_to_end": "-", "citation": "-"})
-    cleaned = masks_section(config, section.pseudo_masks).use_image_labels
-    return Row(model, facts | {"supervision": "L", "end_to_end": "no", "masks_cleaned": _yes(cleaned)})
+    masks = masks_section(config, section.pseudo_masks)
+    if masks.random_walk:
+        facts["citation"] = "ahn2018learning"
+    elif masks.network == "classifier":
+        facts["citation"] = "zhou2016learning"
+    cleaned = _yes(masks.use_image_labels)
+    return Row(model, facts | {"supervision": "L", "end_to_end": "no", "masks_cleaned": cleaned})
 
 
 def run(call: Call) -> None:

@@ -24,7 +24,7 @@ def new_network(kind: str, photos: Store, options: Mapping[str, Any], seed: int)
     """Build a network with seeded random weights, then the start weights that the configuration names.
 
     Args:
-        kind: `"rrm"` or `"segmentation"`.
+        kind: `"rrm"`, `"segmentation"` or `"affinity"`.
         photos: packed photos; they say how many classes there are.
         options: config section `network`.
         seed: of the random weights.
@@ -53,7 +53,7 @@ def train(
     Args:
         call: the stage's call.
         photos: packed photos.
-        kind: `"rrm"` or `"segmentation"`, of the network.
+        kind: `"rrm"`, `"segmentation"` or `"affinity"`, of the network.
         task: network and losses.
         network_options: config section `network`.
         loop: config section `train`.

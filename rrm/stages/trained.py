@@ -27,7 +27,7 @@ def save_trained(
     Args:
         path: the file.
         network: the network.
-        kind: `"rrm"` (two branches) or `"segmentation"`.
+        kind: `"rrm"` (two branches), `"segmentation"` or `"affinity"`.
         num_classes: foreground classes.
         options: config section `network`: backbone and its options.
         identity: options, code and inputs of the stage (`Call.identity`).

@@ -11,7 +11,7 @@ import yaml
 
 from rrm.config import departures, load, merge, resolve
 from rrm.errors import RRMError, RRMErrors
-from rrm.pipeline import FIGURES, STAGES, method_section, models, stage_options
+from rrm.pipeline import FIGURES, STAGES, masks_section, method_section, models, stage_options
 
 ROOT = Path(__file__).resolve().parents[2]
 VOC = {"dataset": {"root": "/data/VOC2012"}}
@@ -136,6 +136,8 @@ def _readers(raw: dict[str, Any], *keys: str, value: Any) -> set[str]:
     before, after = resolve(raw), resolve(changed)
     readers = set()
     for stage in STAGES:
+        if stage == "affinity":
+            continue  # `test_a_key_of_a_random_walk_concerns_its_training_or_its_masks`
         names = [""] if stage not in ("step-two", "bound", "method", "predict") else models(before)
         for model in names:
             group = {"step-two": "step_two/", "bound": "bounds/", "method": "methods/", "predict": ""}.get(stage, "")
@@ -178,3 +180,63 @@ def test_sets_of_pseudo_masks_fit_together(raw: dict[str, Any]) -> None:
         resolve(raw)
     del raw["step_two"][name]["labels"]
     assert resolve(raw).step_two[name].pseudo_masks == "other"
+
+
+def test_a_random_walk_has_the_defaults_of_its_publication(raw: dict[str, Any]) -> None:
+    raw["pseudo_masks"]["walk"] = {"random_walk": {}}
+    config = resolve(raw)
+    section = masks_section(config, "walk")
+    assert (section.network, section.source, section.cam_exponent) == ("classifier", "cam", 16)
+    walk = section.random_walk
+    assert walk is not None and (walk.radius, walk.beta, walk.steps) == (5, 8, 256)
+    assert (walk.mining.rule, walk.mining.cam_exponent, walk.mining.crf_exponent) == ("reference", 32, 4)
+    assert resolve(config.model_dump(mode="json")) == config
+    raw["pseudo_masks"]["walk"] = {"network": "one_step", "cam_exponent": 8, "random_walk": {"train": {"steps": 9}}}
+    changed = masks_section(resolve(raw), "walk")
+    assert changed.random_walk is not None and changed.random_walk.train.steps == 9
+    assert (changed.network, changed.cam_exponent) == ("one_step", 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (
+            {"network": "one_step", "source": "average"},
+            "pseudo_masks.walk: .*expected cam for a random walk, got avera",
+        ),
+        ({"random_walk": {"radius": 1}}, "pseudo_masks.walk.random_walk.radius: Input should be greater than or equal"),
+        ({"random_walk": {"beta": 0}}, "pseudo_masks.walk.random_walk.beta: Input should be greater than 0"),
+        ({"random_walk": {"steps": -1}}, "pseudo_masks.walk.random_walk.steps"),
+        ({"random_walk": {"colour": 1}}, "pseudo_masks.walk.random_walk.colour: expected a known key"),
+        ({"random_walk": 3}, "pseudo_masks.walk.random_walk: "),
+    ],
+)
+def test_mistakes_in_a_random_walk(raw: dict[str, Any], change: dict[str, Any], fault: str) -> None:
+    raw["pseudo_masks"]["walk"] = merge({"random_walk": {}}, change)
+    with pytest.raises(RRMErrors, match=fault):
+        resolve(raw)
+
+
+@pytest.mark.parametrize(
+    ("change", "readers"),
+    [
+        ({"random_walk": {"beta": 2}}, {"pseudo-masks"}),
+        ({"random_walk": {"steps": 9}}, {"pseudo-masks"}),
+        ({"cam_exponent": 9}, {"pseudo-masks"}),
+        ({"crf": {"iterations": 9}}, {"pseudo-masks"}),
+        ({"random_walk": {"train": {"steps": 9}}}, {"affinity"}),
+        ({"random_walk": {"mining": {"ratio": 0.5}}}, {"affinity"}),
+        ({"random_walk": {"radius": 3}}, {"affinity", "pseudo-masks"}),
+        ({"cam_scales": [1.0]}, {"affinity", "pseudo-masks"}),
+    ],
+)
+def test_a_key_of_a_random_walk_concerns_its_training_or_its_masks(
+    raw: dict[str, Any], change: dict[str, Any], readers: set[str]
+) -> None:
+    raw["pseudo_masks"]["walk"] = {"random_walk": {}}
+    before, after = resolve(raw), resolve(merge(raw, {"pseudo_masks": {"walk": change}}))
+    stages = ("affinity", "pseudo-masks", "classifier", "one-step")
+    options = {stage: [stage_options(each, stage, masks="walk") for each in (before, after)] for stage in stages}
+    assert {stage for stage, (old, new) in options.items() if old != new} == readers
+    with pytest.raises(RRMError, match=r"pseudo_masks.one_step: expected a random_walk, got none"):
+        stage_options(before, "affinity", masks="one_step")

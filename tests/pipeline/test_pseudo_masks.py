@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from rrm.config import PseudoMasks
+from rrm.config import PseudoMasks, load
 from rrm.inference import keep_image_labels, labels_at, predicted_labels
-from rrm.networks import RRMNet
-from rrm.stages.pseudo_masks import MaskMaker, Scored, one_hot
+from rrm.networks import AffinityNet, RRMNet
+from rrm.stages.pseudo_masks import MaskMaker, Scored, one_hot, walked
+from rrm.stages.table5 import describe
+from rrm.store import Store
+from rrm.training import read_weights
+from tests.pipeline.conftest import CONFIG, Chain
 
 
 def _options(**changes: Any) -> dict[str, Any]:
@@ -66,3 +71,64 @@ def test_predicted_labels_are_the_scores_above_zero_or_the_highest(scores: list[
         network.fc8.weight.zero_()
         network.fc8.bias.copy_(torch.tensor(scores))  # type: ignore[union-attr]
     assert predicted_labels(network, np.zeros((16, 16, 3), np.uint8)).tolist() == expected
+
+
+@pytest.mark.parametrize("size", [(40, 33), (3, 5)])
+def test_a_walk_keeps_flat_scores_and_absent_classes(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    network = AffinityNet(3, width=1 / 16, units=(1, 1, 1, 1), output_stride=4, batch_norm="train").eval()
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    scores = np.zeros((4, *size), np.float32)
+    scores[0], scores[2] = 0.25, np.linspace(0, 1, size[1])
+    walk = {"radius": 5, "beta": 8, "steps": 16}
+    result = walked(network, image, scores, walk)
+    assert result.shape == scores.shape and result.dtype == np.float32
+    np.testing.assert_allclose(result[0], 0.25, rtol=1e-4)
+    assert not result[[1, 3]].any() and result[2].min() >= 0 and result[2].max() <= 1
+    assert np.ptp(result[2]) < np.ptp(scores[2])
+
+
+WALK = """
+pseudo_masks:
+  affinitynet:
+    cam_scales: [1.0]
+    random_walk:
+      radius: 3
+      mining: {crf: {iterations: 2}}
+      train: {steps: 2, batch_size: 4, crop: 48, optimizer: {kind: adamw, lr: 1.0e-3}}
+step_two: {vgg16: {label: AffinityNet, pseudo_masks: affinitynet}}
+"""
+
+
+def test_masks_after_a_random_walk(finished: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    over = tmp_path / "walk.yaml"
+    over.write_text(WALK)
+    arguments = ("--config", *CONFIG, str(over), "--masks", "affinitynet")
+    inputs = {"photos": finished.photos, "model": finished.seed / "classifier.pth"}
+    affinity, path = tmp_path / "affinity" / "affinitynet.pth", tmp_path / "affinitynet.h5"
+    assert finished.stage("pseudo-masks", path, *arguments, **inputs) == 1
+    assert "expected an input 'affinity'" in capsys.readouterr().err
+    assert finished.stage("affinity", affinity, *arguments, **inputs) == 0
+    start, trained = (read_weights(each)["weights"] for each in (inputs["model"], affinity))
+    assert "f9.weight" in trained and "fc8.weight" not in trained
+    assert affinity.with_suffix(".history.jsonl").read_text().count('"negative"') == 2
+    moved = (trained["backbone.conv1a.weight"] - start["backbone.conv1a.weight"]).abs().max()
+    assert 0 < float(moved) < 0.01, "training goes on from the classifier"
+    assert finished.stage("pseudo-masks", path, *arguments, affinity=affinity, **inputs) == 0
+    photos, masks = Store(finished.photos, "photos"), Store(path, "pseudo_masks")
+    assert len(masks.ids) == 10
+    for name in masks.ids:
+        mask, present = masks.read(name, "mask"), photos.read(name, "present")
+        assert mask.shape == photos.read(name, "image").shape[:2]
+        assert set(np.unique(mask)) <= {0, *(np.flatnonzero(present) + 1)}
+    row = describe(load(*CONFIG, over), "step_two/vgg16").facts
+    assert (row["method"], row["citation"], row["supervision"]) == ("AffinityNet", "ahn2018learning", "L")
+    assert "pseudo_masks=affinitynet" in row["departures"]
+
+
+def test_only_a_set_with_a_random_walk_has_affinities(
+    finished: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = {"photos": finished.photos, "model": finished.seed / "classifier.pth"}
+    assert finished.stage("affinity", tmp_path / "one_step.pth", "--masks", "one_step", **inputs) == 1
+    assert "pseudo_masks.one_step: expected a random_walk, got none" in capsys.readouterr().err

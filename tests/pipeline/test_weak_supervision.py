@@ -41,7 +41,7 @@ def test_garbage_training_masks_change_nothing(finished: Chain, tmp_path: Path) 
         assert spoiled.score(model).read_bytes() == (finished.seed / model / "confusion_val.h5").read_bytes()
 
 
-@pytest.mark.parametrize("stage", ["classifier", "one-step", "method"])
+@pytest.mark.parametrize("stage", ["classifier", "one-step", "method", "affinity", "pseudo-masks"])
 def test_stages_with_image_labels_alone_take_no_masks(stage: str) -> None:
     assert "masks" not in STAGES[stage].inputs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 from typing import Any
 
 import pytest
@@ -87,6 +88,14 @@ CHANGES = [
         {"pseudo_masks.cam": {"network": "classifier", "source": "cam"}, "step_two.plain.pseudo_masks": "cam"},
         {"demo/seed0/pseudo_masks/cam.h5"} | weights("step_two/plain") | scored("step_two/plain") | TABLE | PREDICTIONS,
     ),
+    (
+        {"pseudo_masks.walk.random_walk": {}, "step_two.plain.pseudo_masks": "walk"},
+        {"demo/seed0/affinity/walk.pth", "demo/seed0/pseudo_masks/walk.h5"}
+        | weights("step_two/plain")
+        | scored("step_two/plain")
+        | TABLE
+        | PREDICTIONS,
+    ),
     ({"methods.em_adapt.train.steps": 77}, EM_ADAPT | TABLE | PREDICTIONS),
     ({"methods.em_adapt.foreground": 0.3}, EM_ADAPT | TABLE | PREDICTIONS),
     ({"step_two.plain.train.steps": 77}, weights("step_two/plain") | scored("step_two/plain") | TABLE | PREDICTIONS),
@@ -133,6 +142,26 @@ def test_a_key_replans_what_reads_it_and_what_follows(
         put(config, key, value)
     finished.configure(config)
     assert finished.planned() == expected
+
+
+WALKED = (
+    {"demo/seed0/pseudo_masks/walk.h5"} | weights("step_two/plain") | scored("step_two/plain") | TABLE | PREDICTIONS
+)
+
+
+def test_a_walk_replans_its_masks_and_its_training_the_affinities_too(clone: Project) -> None:
+    walk = put(put(small_config(), "pseudo_masks.walk.random_walk", {}), "step_two.plain.pseudo_masks", "walk")
+    clone.configure(walk)
+    for output in clone.planned():
+        path = clone.root / "results" / output
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("made by hand")
+    assert clone.snakemake("--touch", "--forceall").returncode == 0
+    assert clone.planned() == set()
+    trained = WALKED | {"demo/seed0/affinity/walk.pth"}
+    for key, value, expected in (("beta", 2, WALKED), ("steps", 9, WALKED), ("train.steps", 77, trained)):
+        clone.configure(put(copy.deepcopy(walk), f"pseudo_masks.walk.random_walk.{key}", value))
+        assert clone.planned() == expected, key
 
 
 def test_how_to_run_and_mere_text_replan_nothing(finished: Project) -> None:

@@ -1,10 +1,38 @@
-# Pseudo masks of the training photos, which step two is trained on.
+# Pseudo masks of the training photos, which step two is trained on. A set with a random walk has an affinity network of
+# its own, trained by the loop of rules/training.smk.
+
+
+rule affinity:
+    input:
+        photos=LAYOUT.photos,
+        model=PLAN.masks_network,
+    output:
+        weights=LAYOUT.affinity("{seed}", "{masks}"),
+    log:
+        PLAN.log("seed{seed}", "affinity", "{masks}"),
+    benchmark:
+        PLAN.cost("seed{seed}", "affinity", "{masks}")
+    priority: 1
+    conda:
+        "../envs/rrm.yml"
+    threads: PLAN.threads("affinity")
+    resources:
+        gpu=PLAN.gpu,
+    params:
+        options=PLAN.options("affinity"),
+        code=PLAN.code("affinity"),
+        inputs=PLAN.inputs,
+        runtime=PLAN.runtime,
+    shell:
+        "python -m rrm affinity {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
+        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
 
 
 rule pseudo_masks:
     input:
         photos=LAYOUT.photos,
         model=PLAN.masks_network,
+        affinity=PLAN.masks_affinity,
     output:
         masks=LAYOUT.pseudo_masks("{seed}", "{masks}"),
     log:
