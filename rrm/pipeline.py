@@ -278,7 +278,7 @@ def stage_options(
         **dict.fromkeys(("figure2", "figure3", "label-quality"), lambda: _mining_figure_options(config)),
         **dict.fromkeys(("figure4", "failures"), lambda: _prediction_figure_options(config)),
         "training-curves": dict,
-        "run-times": lambda: {"seeds": config.seeds, "models": list(scored_models(config))},
+        "run-times": lambda: {"seeds": config.seeds, "models": [*scored_models(config), *_made_masks(config)]},
         "resolved-config": lambda: whole,
         "departures": lambda: whole,
         "page": dict,
@@ -291,6 +291,11 @@ def _trained_options(section: OneStep | StepTwo | Method, *unread: str) -> dict[
     options = {key: value for key, value in _plain(section).items() if key not in ("label", *unread)}
     options["network"].pop("start")
     return options
+
+
+def _made_masks(config: Config) -> list[str]:
+    """Names of sets of pseudo masks and of their affinity networks, as the jobs that make them are called."""
+    return [f"{folder}/{name}" for name in config.pseudo_masks for folder in ("affinity", "pseudo_masks")]
 
 
 _LEARNED = ("mining", "train")  # keys of a random walk that the affinities depend on, beside its radius

@@ -12,7 +12,6 @@ from rrm.tables import write_table
 
 COLUMNS = ["seed", "job", "model", "seconds", "h:m:s", "peak_memory_mib", "mean_load_percent"]
 _MEASURED = {"seconds": "s", "h:m:s": "h:m:s", "peak_memory_mib": "max_rss", "mean_load_percent": "mean_load"}
-_OF_THE_SEED = ("classifier", "pseudo_masks")
 _OF_A_MODEL = ("predict_", "evaluate_", "submission")
 
 
@@ -22,10 +21,14 @@ def job_of(path: Path) -> tuple[str, str]:
     Example:
         >>> job_of(Path("step_two/vgg16.tsv")), job_of(Path("one_step/predict_val.tsv")), job_of(Path("classifier.tsv"))
         (('train', 'step_two/vgg16'), ('predict_val', 'one_step'), ('classifier', ''))
+        >>> job_of(Path("pseudo_masks/one_step.tsv")), job_of(Path("affinity/walk.tsv"))
+        (('pseudo_masks', 'pseudo_masks/one_step'), ('train', 'affinity/walk'))
     """
     name = path.with_suffix("").as_posix()
-    if name in _OF_THE_SEED:
+    if name == "classifier":
         return name, ""
+    if name.startswith("pseudo_masks/"):
+        return "pseudo_masks", name
     if path.stem.startswith(_OF_A_MODEL):
         return path.stem, path.parent.as_posix()
     return "train", name
