@@ -508,8 +508,14 @@ def _with_walk_recipe(section: Any) -> Any:
     return merge(RANDOM_WALK_RECIPE, section) if walks else section
 
 
+def _without_nulls(section: Any) -> Any:
+    """Entries of a section with names, without those that are null: so a file takes out what another one has."""
+    return {k: v for k, v in section.items() if v is not None} if isinstance(section, Mapping) else section
+
+
 def _apply_recipes(raw: Mapping[str, Any]) -> dict[str, Any]:
-    resolved = dict(raw)
+    named = ("pseudo_masks", "methods", "step_two", "bounds")
+    resolved = {key: _without_nulls(value) if key in named else value for key, value in raw.items()}
     if "one_step" in resolved:
         resolved["one_step"] = _with_recipe(resolved["one_step"], ONE_STEP_RECIPES, "reference")
     for group in ("step_two", "bounds"):

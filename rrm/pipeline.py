@@ -264,10 +264,12 @@ def stage_options(
         "method": lambda: {"method": _trained_options(method_section(config, model)), "seed": seed},
         "affinity": lambda: {**_affinity_options(config, masks), "seed": seed},
         "pseudo-masks": lambda: {"pseudo_masks": _masks_options(masks_section(config, masks)), "seed": seed},
-        "step-two": lambda: {"step_two": _trained_options(network_section(config, model), "labels", "views")}
-        | {"seed": seed},
-        "bound": lambda: {"step_two": _trained_options(network_section(config, model), "pseudo_masks", "views")}
-        | {"seed": seed},
+        "step-two": lambda: (
+            {"step_two": _trained_options(network_section(config, model), "labels", "views")} | {"seed": seed}
+        ),
+        "bound": lambda: (
+            {"step_two": _trained_options(network_section(config, model), "pseudo_masks", "views")} | {"seed": seed}
+        ),
         "predict": lambda: _prediction_options(config, model, split),
         "evaluate": lambda: {"crf": _plain(config.evaluation.crf), "split": split},
         "submission": lambda: {"crf": _plain(config.evaluation.crf) if config.evaluation.submission_crf else None},

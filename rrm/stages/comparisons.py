@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from rrm.config import Config
-from rrm.pipeline import evaluated_splits, models, variant
+from rrm.pipeline import evaluated_splits, masks_section, models, variant
 from rrm.significance import paired_difference
 from rrm.stages.call import Call
 from rrm.stages.measured import read_measured
@@ -35,8 +35,24 @@ def claims(config: Config) -> Iterator[tuple[str, str, str, list[str]]]:
         yield "Table 5: one-step above the CAM of its own branch", "one_step", "cam/predicted", splits
     for name, method in config.methods.items():
         yield f"Table 5: one-step above {method.label}", "one_step", f"methods/{name}", splits
-    for name in config.step_two:
+    yield from _second_step(config, splits)
+
+
+def _second_step(config: Config, splits: list[str]) -> Iterator[tuple[str, str, str, list[str]]]:
+    """Claims on step two: above one-step, and above the same network on masks of others."""
+    own = {name: section for name, section in config.step_two.items() if _is_rrm(config, section.pseudo_masks)}
+    for name in own:
         yield "Table 5: two-step above one-step", f"step_two/{name}", "one_step", splits
+    for other in (name for name in config.step_two if name not in own):
+        for name, section in own.items():
+            if section.network == config.step_two[other].network:
+                claim = f"Table 5: RRM's masks above those of {config.step_two[other].label}"
+                yield claim, f"step_two/{name}", f"step_two/{other}", splits
+
+
+def _is_rrm(config: Config, masks: str) -> bool:
+    section = masks_section(config, masks)
+    return section.network == "one_step" and section.source != "cam"
 
 
 def run(call: Call) -> None:

@@ -30,6 +30,10 @@ def test_shipped_configurations_are_valid(path: str, tmp_path: Path) -> None:
     assert models(config)[:3] == ["cam/predicted", "cam/given", "one_step"]
 
 
+def test_a_later_file_takes_an_entry_out(raw: dict[str, Any]) -> None:
+    assert models(resolve(merge(raw, {"bounds": {"mobilenet_v2": None}})))[-1] == "step_two/mobilenet_v2"
+
+
 def test_every_mistake_is_reported_at_once(raw: dict[str, Any]) -> None:
     raw["one_step"]["mining"]["ratio"] = 1.5
     raw["one_step"]["colour"] = "red"
