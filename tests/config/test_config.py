@@ -22,11 +22,13 @@ def raw() -> dict[str, Any]:
     return merge(yaml.safe_load((ROOT / "configs" / "voc_light.yaml").read_text()), VOC)
 
 
-@pytest.mark.parametrize("path", ["config.yaml", "configs/voc_light.yaml"])
-def test_shipped_configurations_are_valid(path: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "paths", [["config.yaml"], ["config.yaml", "configs/demo_methods.yaml"], ["configs/voc_light.yaml"]]
+)
+def test_shipped_configurations_are_valid(paths: list[str], tmp_path: Path) -> None:
     over = tmp_path / "paths.yaml"
-    over.write_text(yaml.safe_dump(VOC if path != "config.yaml" else {"seeds": [1]}))
-    config = load(ROOT / path, over)
+    over.write_text(yaml.safe_dump(VOC if "config.yaml" not in paths else {"seeds": [1]}))
+    config = load(*(ROOT / path for path in paths), over)
     assert models(config)[:3] == ["cam/predicted", "cam/given", "one_step"]
 
 
