@@ -27,7 +27,18 @@ def _file_of(module: str) -> Path | None:
 
 @cache
 def _tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+    """Syntax tree of a module, without docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+            first = node.body[0]
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                node.body = node.body[1:] or [ast.Pass()]
+    return tree
 
 
 def _imports(tree: ast.Module) -> Iterator[str]:
@@ -58,20 +69,6 @@ def modules_of(module: str) -> list[str]:
     return sorted(found)
 
 
-def _without_docstrings(tree: ast.Module) -> str:
-    copied = ast.parse(ast.unparse(tree))
-    for node in ast.walk(copied):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
-            first = node.body[0]
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(copied)
-
-
 @cache
 def code_hash(stage: str) -> str:
     """Content hash of a stage's code, 16 hexadecimal digits.
@@ -83,7 +80,7 @@ def code_hash(stage: str) -> str:
     for module in modules_of(f"rrm.stages.{stage}"):
         path = _file_of(module)
         assert path is not None
-        digest.update(f"{module}\n{_without_docstrings(_tree(path))}\n".encode())
+        digest.update(f"{module}\n{ast.unparse(_tree(path))}\n".encode())
     return digest.hexdigest()[:16]
 
 
