@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import training_step
 from rrm import tasks, training
+from rrm.config import load
 
 PARTS = {"transfer", "cam", "mining", "forward", "cross_entropy", "classification", "energy", "backward", "optimizer"}
 TINY = ["--network", '{"width": 0.0625, "head_dilation": 2}', "--crop", "32", "--batch-size", "2"]
@@ -64,7 +65,7 @@ def test_config_files_give_the_options() -> None:
     values = training_step.options("reference", "paper", [root / "config.yaml"], {"train": {"crop": 48}})
     assert values.train.crop == 48
     assert values.mining.rule == "paper"
-    assert values.network.options["width"] == 0.125
+    assert values.network.options["width"] == load(root / "config.yaml").one_step.network.options["width"] < 1
 
 
 def test_clock_on_a_gpu_reads_its_events(monkeypatch: pytest.MonkeyPatch) -> None:

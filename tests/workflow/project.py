@@ -43,7 +43,7 @@ class Project:
 def small_config() -> dict[str, Any]:
     """The demo's configuration with two networks for step two and one bound, all with names of their own."""
     config: dict[str, Any] = yaml.safe_load(REPOSITORY.joinpath("config.yaml").read_text())
-    network = next(iter(config["step_two"].values()))
+    network = {key: value for key, value in next(iter(config["step_two"].values())).items() if key != "views"}
     config["seeds"], config["ablation"] = [0], {}
     config["step_two"] = {name: copy.deepcopy(network) for name in ("plain", "warm")}
     config["bounds"] = {"full": copy.deepcopy(network)}

@@ -80,6 +80,7 @@ CHANGES = [
         {"evaluation.views.scales": [0.5, 1.0]},
         scored("one_step", "methods/em_adapt", *STEP_TWO, "bounds/full") | TABLE | FIGURES,
     ),
+    ({"step_two.plain.views": {"scales": [1.5]}}, scored("step_two/plain") | TABLE | PREDICTIONS),
     (
         {"pseudo_masks.one_step.crf.iterations": 7},
         masks() | weights(*STEP_TWO) | scored(*STEP_TWO) | TABLE | PREDICTIONS,
