@@ -95,19 +95,6 @@ def activation_scores(
     return np.asarray(cam_probabilities(normalize_cam(cams, present), present, exponent), np.float32)
 
 
-def cam_scores(
-    network: Any,
-    image: Photo,
-    present: npt.NDArray[np.uint8],
-    scales: Sequence[float],
-    average: str,
-    exponent: float,
-    device: str,
-) -> Scores:
-    """As `activation_scores`, summing to one."""
-    return summing_to_one(activation_scores(network, image, present, scales, average, exponent, device))
-
-
 def summing_to_one(scores: Scores) -> Scores:
     """Scores >= 0 divided by their sum over classes; where all are 0 they stay 0.
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rrm.datasets.loading import split_ids
-from rrm.inference import cam_scores, for_storage, predicted_labels, segmentation_probabilities
+from rrm.inference import activation_scores, for_storage, predicted_labels, segmentation_probabilities, summing_to_one
 from rrm.progress import tracked
 from rrm.stages.call import Call
 from rrm.stages.trained import load_trained
@@ -28,7 +28,8 @@ def _predictor(call: Call, photos: Store, network: Any, device: str) -> Predict:
         cam, image = options["cam"], photos.read(name, "image")
         given = options["image_labels"] == "given"
         present = photos.read(name, "present") if given else predicted_labels(network, image, device)
-        return cam_scores(network, image, present, cam["scales"], cam["average"], cam["exponent"], device)
+        how = (cam["scales"], cam["average"], cam["exponent"], device)
+        return summing_to_one(activation_scores(network, image, present, *how))
 
     return cam_of
 
