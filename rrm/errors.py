@@ -14,8 +14,11 @@ class RRMError(Exception):
     """
 
 
+_SHOWN = 20  # faults that a message shows: one cause often has thousands of them
+
+
 class RRMErrors(RRMError):
-    """Several faults found in one pass, all of them in the message, one a line.
+    """Several faults found in one pass: all of them in `faults`, the first 20 in the message, one a line.
 
     Args:
         title: what was being checked.
@@ -25,9 +28,12 @@ class RRMErrors(RRMError):
         >>> error = RRMErrors("packing demo", ["a.jpg: missing", "b.jpg: truncated"])
         >>> len(error.faults)
         2
+        >>> str(RRMErrors("packing", [f"{k}.jpg: missing" for k in range(23)])).endswith("and 3 more")
+        True
     """
 
     def __init__(self, title: str, faults: Sequence[str]) -> None:
         self.faults = list(faults)
-        lines = "\n".join(f"  - {fault}" for fault in self.faults)
-        super().__init__(f"{title}: {len(self.faults)} fault(s)\n{lines}")
+        lines = [f"  - {fault}" for fault in self.faults[:_SHOWN]]
+        lines += [f"  ... and {len(self.faults) - _SHOWN} more"] * (len(self.faults) > _SHOWN)
+        super().__init__("\n".join([f"{title}: {len(self.faults)} fault(s)", *lines]))
