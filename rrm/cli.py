@@ -1,4 +1,4 @@
-"""Command line: `rrm <stage>` runs one stage; `rrm schema`, `rrm check` and `rrm scores` serve people.
+"""Command line: `rrm <stage>` runs one stage; `rrm data`, `schema`, `check`, `scores` and others serve people.
 
 The workflow's rules call stages with `--options`; by hand, `--config` takes the same options from a config file.
 """
@@ -50,6 +50,22 @@ def _add_stage(commands: Any, name: str) -> None:
     parser.add_argument("--threads", type=int, help="threads of numeric libraries (default: all cores)")
 
 
+def _add_data(commands: Any) -> None:
+    parser = commands.add_parser("data", help="assemble a published data set into one folder in VOC layout")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="DATA SET")
+    voc = kinds.add_parser("voc2012", help="PASCAL VOC 2012 with the masks of SBD: train_aug, val and test")
+    voc.add_argument(
+        "--voc", type=Path, nargs="+", required=True, help="VOCtrainval_11-May-2012.tar, VOC2012test.tar, or VOC2012/"
+    )
+    voc.add_argument("--sbd", type=Path, required=True, help="benchmark.tgz, or benchmark_RELEASE/")
+    voc.add_argument(
+        "--subset",
+        action="store_true",
+        help="do not insist on the official checksums and numbers of photos; the manifest says so",
+    )
+    voc.add_argument("--out", type=Path, required=True, help="the folder to make, new or empty")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
@@ -58,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in STAGES:
         _add_stage(commands, name)
+    _add_data(commands)
     schema = commands.add_parser("schema", help="print the JSON schema of the configuration")
     schema.set_defaults(stage=None)
     check = commands.add_parser("check", help="check config file(s) and print the resolved configuration as JSON")
@@ -105,6 +122,17 @@ def _check_submission(archive: Path, photos: Path) -> None:
     print(f"{archive}: {len(sizes)} masks, as the server wants them")
 
 
+def _assemble(arguments: argparse.Namespace) -> None:
+    from rrm.datasets.assembly import read_manifest
+    from rrm.datasets.voc2012 import assemble_voc2012
+
+    out = arguments.out
+    new = assemble_voc2012(out, arguments.voc, arguments.sbd, subset=arguments.subset)
+    lists = (read_manifest(out) or {}).get("lists", {})
+    photos = ", ".join(f"{name} {facts['photos']}" for name, facts in lists.items())
+    print(f"{out}: {'made' if new else 'there already'}, photos of each list: {photos}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; give the exit code.
 
@@ -123,6 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(json_schema(), indent=2, sort_keys=True))
         elif arguments.command == "check":
             print(json.dumps(load(*arguments.config).model_dump(mode="json"), indent=2))
+        elif arguments.command == "data":
+            _assemble(arguments)
         elif arguments.command == "check-submission":
             _check_submission(arguments.archive, arguments.photos)
         else:

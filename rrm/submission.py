@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from rrm.datasets.published import TAR_DAMAGE, is_plain, leaves_folder
 from rrm.datasets.voc import raise_faults, voc_palette
 from rrm.errors import RRMError
 
@@ -34,9 +35,7 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOURS = {0: "grey", 2: "RGB", 3: "a palette", 4: "grey with alpha", 6: "RGB with alpha"}
 _HEADERS = 8192  # bytes that names and padding of one file may take
 _KEPT_IN_MEMORY = 64 << 20
-# What tarfile and Pillow raise on damaged or hostile bytes, depending on where these are.
-_DAMAGE = (tarfile.TarError, OSError, SyntaxError, ValueError, EOFError, OverflowError, RecursionError, MemoryError,
-           KeyError, IndexError, TypeError, struct.error, zlib.error, Image.DecompressionBombError)  # fmt: skip
+_DAMAGE = (*TAR_DAMAGE, Image.DecompressionBombError)  # Pillow raises the same kinds and this one
 
 
 def member_name(name: str) -> str:
@@ -49,40 +48,15 @@ def member_name(name: str) -> str:
     return f"{FOLDER}/{name}.png"
 
 
-def encode_mask(labels: NDArray[np.uint8]) -> bytes:
-    """A mask as a PNG file of 8 bits with the VOC palette.
-
-    Args:
-        labels: (H, W) uint8, class ids, 0 = background.
-
-    Returns:
-        The file's bytes; the same for the same labels.
-
-    Raises:
-        RRMError: another shape or dtype.
-
-    Example:
-        >>> data = encode_mask(np.array([[0, 2]], np.uint8))
-        >>> Image.open(io.BytesIO(data)).mode, np.array(Image.open(io.BytesIO(data))).tolist()
-        ('P', [[0, 2]])
-    """
-    if labels.ndim != 2 or labels.dtype != np.uint8:
-        raise RRMError(f"labels: expected (H, W) uint8, got {labels.shape} {labels.dtype}: convert them")
-    image = Image.fromarray(labels)
-    image.putpalette(voc_palette().tobytes())
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=9)
-    return buffer.getvalue()
-
-
 def write_archive(path: str | os.PathLike[str], masks: Iterable[tuple[str, bytes]]) -> None:
     """Write an archive; its bytes depend on the masks and their order only.
 
     Args:
         path: the file to write, `.tar.gz`.
-        masks: photo ids and the bytes of their PNG files (`encode_mask`).
+        masks: photo ids and the bytes of their PNG files (`rrm.datasets.voc.encode_mask`).
 
     Example:
+        >>> from rrm.datasets.voc import encode_mask
         >>> path = Path(tempfile.mkdtemp()) / "submission.tar.gz"
         >>> write_archive(path, [("cat", encode_mask(np.zeros((2, 3), np.uint8)))])
         >>> check_archive(path, ["cat"], {"cat": (2, 3)}, num_classes=20)
@@ -115,6 +89,7 @@ def check_archive(
         RRMError: an id without a size.
 
     Example:
+        >>> from rrm.datasets.voc import encode_mask
         >>> path = Path(tempfile.mkdtemp()) / "submission.tar.gz"
         >>> write_archive(path, [("cat", encode_mask(np.full((2, 3), 255, np.uint8)))])
         >>> try:
@@ -188,7 +163,7 @@ def _members(unpacked: IO[bytes], faults: list[str]) -> Iterator[tuple[tarfile.T
                     faults.append(damage.format("a member that points backwards"))
                     return
                 last = member.offset
-                file = archive.extractfile(member) if _is_plain(member) else None
+                file = archive.extractfile(member) if is_plain(member) else None
                 yield member, file.read() if file else b""
             unpacked.seek(archive.offset)
             if unpacked.read().strip(b"\0"):
@@ -197,17 +172,13 @@ def _members(unpacked: IO[bytes], faults: list[str]) -> Iterator[tuple[tarfile.T
         faults.append(damage.format(f"{type(error).__name__} ({' '.join(str(error).split())[:120]})"))
 
 
-def _is_plain(member: tarfile.TarInfo) -> bool:
-    return member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
-
-
 def _place_fault(member: tarfile.TarInfo, expected: Mapping[str, Any], seen: set[str]) -> str | None:
     """What is wrong with a member before it is looked into."""
-    if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts or "\\" in member.name:
+    if leaves_folder(member.name):
         return "expected a path inside the archive, got one that leaves it: remove it"
     if member.name in seen:
         return "expected one file of this name, got another: remove the double"
-    if not _is_plain(member):
+    if not is_plain(member):
         kind = "a link" if member.issym() or member.islnk() else "a folder" if member.isdir() else "a special file"
         return f"expected regular files only, got {kind}: put the file itself there or remove it"
     if member.name not in expected:

@@ -15,6 +15,7 @@ the raw pixels. No implementation of an equation lives here; this is the input o
 from __future__ import annotations
 
 import csv
+import io
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,6 +67,32 @@ def voc_palette() -> NDArray[np.uint8]:
             palette[:, channel] |= ((labels >> channel) & 1) << (7 - bit)
         labels = labels >> 3
     return palette.astype(np.uint8)
+
+
+def encode_mask(labels: NDArray[np.uint8]) -> bytes:
+    """A mask as a PNG file of 8 bits with the VOC palette.
+
+    Args:
+        labels: (H, W) uint8, class ids, 0 = background.
+
+    Returns:
+        The file's bytes; the same for the same labels.
+
+    Raises:
+        RRMError: another shape or dtype.
+
+    Example:
+        >>> data = encode_mask(np.array([[0, 2]], np.uint8))
+        >>> Image.open(io.BytesIO(data)).mode, np.array(Image.open(io.BytesIO(data))).tolist()
+        ('P', [[0, 2]])
+    """
+    if labels.ndim != 2 or labels.dtype != np.uint8:
+        raise RRMError(f"labels: expected (H, W) uint8, got {labels.shape} {labels.dtype}: convert them")
+    image = Image.fromarray(labels)
+    image.putpalette(voc_palette().tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=9)
+    return buffer.getvalue()
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ import numpy as np
 from rrm.crf import DenseCRF
 from rrm.datasets.loading import split_ids
 from rrm.datasets.packing import SUBMISSION_SPLIT
+from rrm.datasets.voc import encode_mask
 from rrm.inference import labels_at, refined
 from rrm.parallel import WorkerPool
 from rrm.progress import tracked
 from rrm.stages.call import Call
 from rrm.store import Store, atomic_path
-from rrm.submission import check_archive, encode_mask, write_archive
+from rrm.submission import check_archive, write_archive
 
 
 def original_sizes(photos: Store) -> dict[str, tuple[int, int]]:

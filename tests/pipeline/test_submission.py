@@ -19,12 +19,13 @@ from rrm.cli import main
 from rrm.config import load
 from rrm.crf import DenseCRF
 from rrm.datasets import voc_palette
+from rrm.datasets.voc import encode_mask
 from rrm.errors import RRMError, RRMErrors
 from rrm.inference import labels_at
 from rrm.networks import build_network
 from rrm.stages.trained import save_trained
 from rrm.store import Store
-from rrm.submission import FOLDER, check_archive, encode_mask, member_name, write_archive
+from rrm.submission import FOLDER, check_archive, member_name, write_archive
 from tests.pipeline.conftest import CONFIG
 
 CLASSES = ["cat", "dog"]
