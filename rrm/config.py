@@ -44,14 +44,29 @@ class DemoData(Section):
     test: int = Field(120, ge=5, description="number of test photos")
 
 
+class Sources(Section):
+    """PASCAL VOC 2012 and SBD as they are published (`rrm.datasets.voc2012`)."""
+
+    voc: list[str] = Field(
+        min_length=1, description="VOCtrainval_11-May-2012.tar, VOC2012test.tar, or the folders they were extracted to"
+    )
+    sbd: str = Field(description="SBD's benchmark.tgz, or the folder it was extracted to")
+    subset: bool = Field(False, description="true: do not insist on the official checksums and numbers of photos")
+
+
 class Dataset(Section):
     """A data set in VOC 2012 layout."""
 
     kind: Literal["demo", "voc"] = Field("voc", description="demo: made from a seed; voc: a folder in VOC 2012 layout")
     name: Name = Field(description="name in tables and the folder of intermediates below results/")
     root: str | None = Field(None, description="folder that holds JPEGImages/ and ImageSets/ (kind voc)")
-    classes: list[str] | None = Field(
-        None, min_length=1, description="foreground class names in label order; null: VOC's 20"
+    sources: Sources | None = Field(
+        None, description="in place of root: the files that VOC 2012 is assembled from below results/ (kind voc)"
+    )
+    classes: Annotated[list[str], Field(min_length=1)] | str | None = Field(
+        None,
+        description="foreground class names in label order, or the path below root of a file with one a line; null:"
+        " VOC's 20",
     )
     labels: str = Field("xml", description="'xml' (Annotations/*.xml) or the path below root of a CSV 'image,labels'")
     train: str = Field("train", description="name of the training list in ImageSets/Segmentation")
@@ -70,9 +85,14 @@ class Dataset(Section):
     demo: DemoData = Field(DemoData(), description="parameters of the generator (kind demo)")
 
     @model_validator(mode="after")
-    def _root_where_needed(self) -> Dataset:
-        if self.kind == "voc" and not self.root:
-            raise ValueError("root: expected the folder of the data set in VOC layout, got null: give dataset.root")
+    def _one_place(self) -> Dataset:
+        if self.kind == "voc" and not (self.root or self.sources):
+            raise ValueError(
+                "root: expected the folder of the data set in VOC layout, got null: give dataset.root, or"
+                " dataset.sources to assemble VOC 2012"
+            )
+        if self.sources and (self.root or self.kind == "demo"):
+            raise ValueError("sources: expected null beside root and for the demo, got both: set one of them to null")
         return self
 
     @model_validator(mode="after")

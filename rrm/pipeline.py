@@ -29,6 +29,7 @@ class Stage:
 
 STAGES: Mapping[str, Stage] = {
     "demo-data": Stage("demo_data", (), (), "make the embedded demo data set in VOC layout"),
+    "assemble": Stage("assemble", (), (), "assemble VOC 2012 and SBD, as published, to a folder in VOC layout"),
     "pack-photos": Stage("pack_photos", (), (), "pack photos and image-level labels of all splits"),
     "pack-masks": Stage("pack_masks", (), ("split",), "pack the masks of one split"),
     "sparse-labels": Stage("sparse_labels", ("masks",), ("labels",), "scribbles or boxes derived from training masks"),
@@ -252,8 +253,9 @@ def stage_options(
     whole = {"config": config.model_dump(mode="json", exclude={"runtime"})}
     options: dict[str, Callable[[], dict[str, Any]]] = {
         "demo-data": lambda: {"demo": _plain(config.dataset.demo)},
-        "pack-photos": lambda: {"dataset": _plain(config.dataset)},
-        "pack-masks": lambda: {"dataset": _plain(config.dataset), "split": split},
+        "assemble": lambda: {"sources": config.dataset.sources and _plain(config.dataset.sources)},
+        "pack-photos": lambda: {"dataset": _packed_options(config)},
+        "pack-masks": lambda: {"dataset": _packed_options(config), "split": split},
         "sparse-labels": lambda: {"labels": labels},
         "classifier": lambda: {
             "network": _trained_options(config.one_step)["network"],
@@ -286,6 +288,11 @@ def stage_options(
         "page": dict,
     }
     return options[stage]()
+
+
+def _packed_options(config: Config) -> dict[str, Any]:
+    """What packing reads of the data set: of one that was assembled, not from where."""
+    return config.dataset.model_dump(mode="json", exclude={"sources"})
 
 
 def _trained_options(section: OneStep | StepTwo | Method, *unread: str) -> dict[str, Any]:
@@ -366,8 +373,8 @@ class Layout:
         return self.results / self.name
 
     @property
-    def demo_manifest(self) -> Path:
-        """Written last by the demo generator, into the data set's folder."""
+    def manifest(self) -> Path:
+        """Written last into the folder of a data set that is made here: the demo, or one that is assembled."""
         return self.run / "voc" / "manifest.json"
 
     @property

@@ -58,8 +58,14 @@ class Plan:
 
     @property
     def manifest(self) -> list[Path]:
-        """The demo's manifest where the data set is the demo, else nothing: the photos are there already."""
-        return [self.layout.demo_manifest] if self.config.dataset.kind == "demo" else []
+        """The manifest of a data set that is made here, else nothing: the photos are there already."""
+        dataset = self.config.dataset
+        return [self.layout.manifest] if dataset.kind == "demo" or dataset.sources else []
+
+    @property
+    def data_stage(self) -> str:
+        """The stage that makes the data set."""
+        return "assemble" if self.config.dataset.sources else "demo-data"
 
     @property
     def lists(self) -> str:
@@ -71,8 +77,8 @@ class Plan:
         files = [
             lists / f"{name}.txt" for name in (dataset.train, dataset.val, dataset.test, dataset.submission) if name
         ]
-        if dataset.labels != "xml":
-            files.append(Path(dataset.root, dataset.labels))
+        files += [Path(dataset.root, dataset.labels)] if dataset.labels != "xml" else []
+        files += [Path(dataset.root, dataset.classes)] if isinstance(dataset.classes, str) else []
         return _compact({path.name: file_digest(path) for path in files if path.is_file()})
 
     def options(self, stage: str) -> Callable[[Any], str]:

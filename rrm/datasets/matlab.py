@@ -1,7 +1,7 @@
 """One array out of a MATLAB 5 file, trusting nothing in it.
 
-`scipy.io.loadmat` reads these files too, but writes past its memory where they are damaged: 830 of 6,000 files with a
-few bytes changed ended the process (SciPy 1.17). Format: The MathWorks, "MAT-File Format", level 5.
+`scipy.io.loadmat` reads these files too, but not safely: 830 of 6,000 files with a few bytes changed ended the process
+(SciPy 1.17). Format: The MathWorks, "MAT-File Format", level 5.
 """
 
 from __future__ import annotations

@@ -69,6 +69,28 @@ def voc_palette() -> NDArray[np.uint8]:
     return palette.astype(np.uint8)
 
 
+def read_classes(path: Path) -> tuple[str, ...]:
+    r"""Class names in label order from a text file, one a line.
+
+    Raises:
+        RRMError: the file is missing, unreadable or empty.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "classes.txt"
+        >>> _ = path.write_text("cat\ntraffic light\n")
+        >>> read_classes(path)
+        ('cat', 'traffic light')
+    """
+    try:
+        names = tuple(filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RRMError(f"{path}: expected class names, one a line, got {_short(error)}: write the file") from error
+    if not names:
+        raise RRMError(f"{path}: expected class names, one a line, got an empty file: fill it")
+    return names
+
+
 def encode_mask(labels: NDArray[np.uint8]) -> bytes:
     """A mask as a PNG file of 8 bits with the VOC palette.
 

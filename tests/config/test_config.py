@@ -246,3 +246,25 @@ def test_a_key_of_a_random_walk_concerns_its_training_or_its_masks(
     assert {stage for stage, (old, new) in options.items() if old != new} == readers
     with pytest.raises(RRMError, match=r"pseudo_masks.one_step: expected a random_walk, got none"):
         stage_options(before, "affinity", masks="one_step")
+
+
+SOURCES = {"voc": ["VOCtrainval_11-May-2012.tar"], "sbd": "benchmark.tgz"}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "fault"),
+    [
+        ({"kind": "voc"}, "or dataset.sources to assemble VOC 2012"),
+        ({"kind": "voc", "root": "voc", "sources": SOURCES}, "sources: expected null beside root"),
+        ({"kind": "demo", "sources": SOURCES}, "sources: expected null beside root and for the demo"),
+        ({"kind": "voc", "sources": {**SOURCES, "voc": []}}, "dataset.sources.voc"),
+    ],
+)
+def test_the_data_set_is_in_one_place(raw: dict[str, Any], dataset: dict[str, Any], fault: str) -> None:
+    with pytest.raises(RRMErrors, match=fault):
+        resolve({**raw, "dataset": {"name": "mine", **dataset}})
+
+
+def test_packing_does_not_depend_on_where_the_sources_lie(raw: dict[str, Any]) -> None:
+    raw["dataset"] = {"name": "mine", "kind": "voc", "sources": SOURCES}
+    assert _readers(raw, "dataset", "sources", "sbd", value="elsewhere/benchmark.tgz") == {"assemble"}

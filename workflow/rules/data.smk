@@ -2,21 +2,22 @@
 # except for the pseudo masks' and the bounds', which see masks, or scribbles or boxes derived from them.
 
 
-rule demo_data:
+rule make_data:
     output:
-        manifest=LAYOUT.demo_manifest,
+        manifest=LAYOUT.manifest,
     log:
-        PLAN.log("demo_data"),
+        PLAN.log("make_data"),
     conda:
         "../envs/rrm.yml"
-    threads: PLAN.threads("demo-data")
+    threads: PLAN.threads(PLAN.data_stage)
     params:
-        options=PLAN.options("demo-data"),
-        code=PLAN.code("demo-data"),
+        stage=PLAN.data_stage,
+        options=PLAN.options(PLAN.data_stage),
+        code=PLAN.code(PLAN.data_stage),
         inputs=PLAN.inputs,
         runtime=PLAN.runtime,
     shell:
-        "python -m rrm demo-data {params.inputs:q} --out {output.manifest:q} --options {params.options:q}"
+        "python -m rrm {params.stage} {params.inputs:q} --out {output.manifest:q} --options {params.options:q}"
         " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
 
 
