@@ -63,7 +63,16 @@ def _add_data(commands: Any) -> None:
         action="store_true",
         help="do not insist on the official checksums and numbers of photos; the manifest says so",
     )
-    voc.add_argument("--out", type=Path, required=True, help="the folder to make, new or empty")
+    coco = kinds.add_parser("coco", help="COCO's objects: labels, masks and lists")
+    coco.add_argument("--images", type=Path, required=True, help="the folder that holds train2014/ and val2014/")
+    coco.add_argument(
+        "--annotations", type=Path, nargs="+", required=True, help="instances_train2014.json, instances_val2014.json"
+    )
+    coco.add_argument(
+        "--background-images", action="store_true", help="keep photos without objects in the list train too"
+    )
+    for kind in (voc, coco):
+        kind.add_argument("--out", type=Path, required=True, help="the folder to make, new or empty")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -124,10 +133,15 @@ def _check_submission(archive: Path, photos: Path) -> None:
 
 def _assemble(arguments: argparse.Namespace) -> None:
     from rrm.datasets.assembly import read_manifest
+    from rrm.datasets.coco import assemble_coco
     from rrm.datasets.voc2012 import assemble_voc2012
 
     out = arguments.out
-    new = assemble_voc2012(out, arguments.voc, arguments.sbd, subset=arguments.subset)
+    if arguments.kind == "coco":
+        background = arguments.background_images
+        new = assemble_coco(out, arguments.images, arguments.annotations, background_images=background)
+    else:
+        new = assemble_voc2012(out, arguments.voc, arguments.sbd, subset=arguments.subset)
     lists = (read_manifest(out) or {}).get("lists", {})
     photos = ", ".join(f"{name} {facts['photos']}" for name, facts in lists.items())
     print(f"{out}: {'made' if new else 'there already'}, photos of each list: {photos}")

@@ -91,14 +91,15 @@ def read_classes(path: Path) -> tuple[str, ...]:
     return names
 
 
-def encode_mask(labels: NDArray[np.uint8]) -> bytes:
+def encode_mask(labels: NDArray[np.uint8], level: int = 9) -> bytes:
     """A mask as a PNG file of 8 bits with the VOC palette.
 
     Args:
         labels: (H, W) uint8, class ids, 0 = background.
+        level: of compression, 0 (fast) to 9 (small).
 
     Returns:
-        The file's bytes; the same for the same labels.
+        The file's bytes; the same for the same labels and level.
 
     Raises:
         RRMError: another shape or dtype.
@@ -113,7 +114,7 @@ def encode_mask(labels: NDArray[np.uint8]) -> bytes:
     image = Image.fromarray(labels)
     image.putpalette(voc_palette().tobytes())
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=9)
+    image.save(buffer, "PNG", compress_level=level)
     return buffer.getvalue()
 
 
