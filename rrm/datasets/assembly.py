@@ -31,7 +31,7 @@ def named_size(path: Path) -> dict[str, Any]:
         >>> named_size(Path("/data/VOCdevkit"))
         {'name': 'VOCdevkit'}
     """
-    return {"name": path.name} | ({"bytes": path.stat().st_size} if path.is_file() else {})
+    return {"name": path.resolve().name} | ({"bytes": path.stat().st_size} if path.is_file() else {})
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ from scipy.io import loadmat, savemat
 from rrm.cli import main
 from rrm.datasets import VocLayout, assembly, pack_masks, pack_photos, voc2012
 from rrm.datasets.matlab import read_field
-from rrm.datasets.published import md5_of
+from rrm.datasets.published import md5_of, open_published
 from rrm.datasets.voc2012 import assemble_voc2012, sbd_mask
 from rrm.errors import RRMError
 from rrm.store import Store
@@ -423,6 +423,26 @@ def test_truncated_archives_are_refused(sources: Sources, out: Path, name: str, 
     with pytest.raises(RRMError):
         sources.assemble(out, subset=True)
     assert only_sources_left(out)
+
+
+@pytest.mark.parametrize("name", ["sbd.tar", "sbd.tgz"])
+def test_damaged_archives_give_a_message_or_files(tmp_path: Path, name: str) -> None:
+    files = mini.sbd_files()
+    path = mini.write_tar(tmp_path / name, "benchmark_RELEASE/dataset", files)
+    original = path.read_bytes()
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.lists(st.tuples(st.integers(0), st.integers(0, 255)), min_size=1, max_size=4), st.booleans())
+    def check(flips: list[tuple[int, int]], cut: bool) -> None:
+        data = bytearray(original)
+        for place, value in flips:
+            data[place % 4096 % len(data)] = value
+        path.write_bytes(data[: flips[0][0] % len(data)] if cut else data)
+        with suppress(RRMError):
+            source = open_published(path, ("benchmark_RELEASE/dataset",), "cls")
+            assert {name for name, _ in source.read(list(files))} <= set(files)
+
+    check()
 
 
 MATS = [mini.mat(mini.contours("2010_000005"), do_compression=packed) for packed in (False, True)]
