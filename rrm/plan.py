@@ -35,11 +35,12 @@ def plan_table(config: Config, rates: Rates | None = None) -> pd.DataFrame:
     kinds: dict[str, list[Job]] = {}
     for job in planned_jobs(config):
         kinds.setdefault(rate_key(config, job), []).append(job)
-    rows = [_row(config, key, jobs, rates) for key, jobs in kinds.items()]
+    rows = [cost_row(config, jobs, rates) for jobs in kinds.values()]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _row(config: Config, key: str, jobs: Sequence[Job], rates: Rates | None) -> dict[str, Any]:
+def cost_row(config: Config, jobs: Sequence[Job], rates: Rates | None) -> dict[str, Any]:
+    """The row of jobs of one kind (`rrm.rates.rate_key`); what has no rate is left out."""
     tflop = tflop_per_unit(config, jobs[0])
     units = sum(job.count * job.units for job in jobs)
     count = sum(job.count for job in jobs)
@@ -51,7 +52,7 @@ def _row(config: Config, key: str, jobs: Sequence[Job], rates: Rates | None) -> 
         "unit": jobs[0].unit,
         "tflop_per_unit": tflop,
     }
-    rate, how = _rate(key, jobs[0].stage, tflop, rates)
+    rate, how = _rate(rate_key(config, jobs[0]), jobs[0].stage, tflop, rates)
     return row | (_costs(rate, count, units) if rate else {}) | {"rate": how}
 
 
