@@ -1,4 +1,5 @@
-"""Command line: `rrm <stage>` runs one stage; `rrm schema`, `rrm check` and `rrm scores` serve people.
+"""Command line: `rrm <stage>` runs one stage; `rrm schema`, `rrm check`, `rrm scores`, `rrm export` and
+`rrm check-submission` serve people.
 
 The workflow's rules call stages with `--options`; by hand, `--config` takes the same options from a config file.
 """
@@ -66,6 +67,19 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument("--out", type=Path, help="the table as a CSV file")
 
 
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser(
+        "export", help="write a trained network as .onnx or .pt2, once it agrees with the network"
+    )
+    export.add_argument("model", type=Path, help="weights.pth of a stage that trains")
+    export.add_argument("--out", required=True, type=Path, help="the file to write: .onnx or .pt2")
+    export.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="one photo of this size only (default: any)"
+    )
+    export.add_argument("--branch", default="segmentation", help="segmentation (default), cam or classification")
+    export.add_argument("--opset", type=int, help="version of ONNX's operators (default: the exporter's choice)")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
@@ -84,6 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     submission = commands.add_parser("check-submission", help="check an archive for the VOC evaluation server")
     submission.add_argument("archive", type=Path, help="a submission.tar.gz, made here or elsewhere")
     submission.add_argument("--photos", type=Path, required=True, help="the photos.h5 that holds its photos' list")
+    _add_export(commands)
     return parser
 
 
@@ -154,6 +169,41 @@ def _check_submission(archive: Path, photos: Path) -> None:
     print(f"{archive}: {len(sizes)} masks, as the server wants them")
 
 
+def _export(arguments: argparse.Namespace) -> None:
+    from rrm.export import export_network
+    from rrm.provenance import file_digest
+    from rrm.stages.trained import load_trained
+
+    trained = load_trained(arguments.model, "cpu")
+    compared = export_network(
+        trained.network,
+        arguments.out,
+        classes=trained.classes,
+        branch=arguments.branch,
+        size=tuple(arguments.size) if arguments.size else None,
+        opset=arguments.opset,
+        provenance={"file": arguments.model.name, "sha256": file_digest(arguments.model), **trained.facts},
+    )
+    for each in compared:
+        print(f"{arguments.out}: {each}")
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    """One of the commands that are no stages."""
+    if arguments.command == "schema":
+        print(json.dumps(json_schema(), indent=2, sort_keys=True))
+    elif arguments.command == "check":
+        print(json.dumps(load(*arguments.config).model_dump(mode="json"), indent=2))
+    elif arguments.command == "check-submission":
+        _check_submission(arguments.archive, arguments.photos)
+    elif arguments.command == "export":
+        _export(arguments)
+    elif arguments.command == "plan":
+        _plan(arguments)
+    else:
+        _print_scores(arguments.confusion)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; give the exit code.
 
@@ -168,16 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command in STAGES:
             _call_stage(arguments)
-        elif arguments.command == "schema":
-            print(json.dumps(json_schema(), indent=2, sort_keys=True))
-        elif arguments.command == "check":
-            print(json.dumps(load(*arguments.config).model_dump(mode="json"), indent=2))
-        elif arguments.command == "plan":
-            _plan(arguments)
-        elif arguments.command == "check-submission":
-            _check_submission(arguments.archive, arguments.photos)
         else:
-            _print_scores(arguments.confusion)
+            _serve(arguments)
     except RRMError as error:
         print(f"rrm {arguments.command}: {error}", file=sys.stderr)
         return 1

@@ -34,6 +34,7 @@ ORDER = [
     "tasks",
     "method_tasks",
     "inference",
+    "export",
     "logistic",
     "metrics",
     "significance",
