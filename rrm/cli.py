@@ -1,4 +1,5 @@
-"""Command line: `rrm <stage>` runs one stage; `rrm data`, `schema`, `check`, `scores` and others serve people.
+"""Command line: `rrm <stage>` runs one stage; `rrm data`, `rrm schema`, `rrm check`, `rrm scores`, `rrm export` and
+`rrm check-submission` serve people.
 
 The workflow's rules call stages with `--options`; by hand, `--config` takes the same options from a config file.
 """
@@ -11,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,34 @@ def _add_data(commands: Any) -> None:
         kind.add_argument("--out", type=Path, required=True, help="the folder to make, new or empty")
 
 
+def _add_plan(commands: Any) -> None:
+    plan = commands.add_parser(
+        "plan", help="what a configuration takes: steps, FLOPs, and time, memory and disk by measured rates"
+    )
+    plan.add_argument(
+        "--config", type=Path, nargs="+", required=True, help="config file(s), later ones over earlier ones"
+    )
+    plan.add_argument("--measure", action="store_true", help="measure rates on this machine: each stage runs shortly")
+    plan.add_argument("--rates", type=Path, metavar="FILE", help="rates to read, or with --measure to write")
+    plan.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to measure")
+    plan.add_argument("--threads", type=int, default=1, help="threads of each job that is measured")
+    plan.add_argument("--parallel", type=int, default=1, help="jobs that run at a time, for the total time")
+    plan.add_argument("--out", type=Path, help="the table as a CSV file")
+
+
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser(
+        "export", help="write a trained network as .onnx or .pt2, once it agrees with the network"
+    )
+    export.add_argument("model", type=Path, help="weights.pth of a stage that trains")
+    export.add_argument("--out", required=True, type=Path, help="the file to write: .onnx or .pt2")
+    export.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="one photo of this size only (default: any)"
+    )
+    export.add_argument("--branch", default="segmentation", help="segmentation (default), cam or classification")
+    export.add_argument("--opset", type=int, help="version of ONNX's operators (default: the exporter's choice)")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
@@ -90,9 +120,11 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("config", type=Path, nargs="+", help="config file(s), later ones over earlier ones")
     scores = commands.add_parser("scores", help="per-class IoU of a store of confusion matrices")
     scores.add_argument("confusion", type=Path, help="a confusion_<split>.h5")
+    _add_plan(commands)
     submission = commands.add_parser("check-submission", help="check an archive for the VOC evaluation server")
     submission.add_argument("archive", type=Path, help="a submission.tar.gz, made here or elsewhere")
     submission.add_argument("--photos", type=Path, required=True, help="the photos.h5 that holds its photos' list")
+    _add_export(commands)
     return parser
 
 
@@ -111,6 +143,14 @@ def _call_stage(arguments: argparse.Namespace) -> None:
 
     module = importlib.import_module(f"rrm.stages.{stage.module}")
     module.run(Call(stage.module, dict(arguments.inputs), arguments.out, options, runtime.model_dump()))
+    _tell_gpu_memory()
+
+
+def _tell_gpu_memory() -> None:
+    """One line on what a job took of the GPU's memory, where it used one."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        print(f"peak GPU memory: {torch.cuda.max_memory_allocated()} bytes", file=sys.stderr)
 
 
 def _print_scores(path: Path) -> None:
@@ -118,6 +158,30 @@ def _print_scores(path: Path) -> None:
     from rrm.tables import per_class_table
 
     print(per_class_table(Store(path, "confusion")).to_string())
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from rrm.cost import planned_jobs
+    from rrm.plan import plan_table, plan_text
+    from rrm.rates import Rates, measure_rates
+    from rrm.store import atomic_path
+    from rrm.tables import write_table
+    from rrm.training import pick_device
+
+    config = load(*arguments.config)
+    rates = None
+    if arguments.measure:
+        told = partial(print, file=sys.stderr, flush=True)
+        rates = measure_rates(config, planned_jobs(config), pick_device(arguments.device), arguments.threads, told)
+        if arguments.rates:
+            with atomic_path(arguments.rates) as temporary:
+                temporary.write_text(rates.to_json(), encoding="utf-8")
+    elif arguments.rates:
+        rates = Rates.read(arguments.rates)
+    table = plan_table(config, rates)
+    if arguments.out:
+        write_table(arguments.out, table)
+    print(plan_text(table, rates, arguments.parallel))
 
 
 def _check_submission(archive: Path, photos: Path) -> None:
@@ -147,6 +211,43 @@ def _assemble(arguments: argparse.Namespace) -> None:
     print(f"{out}: {'made' if new else 'there already'}, photos of each list: {photos}")
 
 
+def _export(arguments: argparse.Namespace) -> None:
+    from rrm.export import export_network
+    from rrm.provenance import file_digest
+    from rrm.stages.trained import load_trained
+
+    trained = load_trained(arguments.model, "cpu")
+    compared = export_network(
+        trained.network,
+        arguments.out,
+        classes=trained.classes,
+        branch=arguments.branch,
+        size=tuple(arguments.size) if arguments.size else None,
+        opset=arguments.opset,
+        provenance={"file": arguments.model.name, "sha256": file_digest(arguments.model), **trained.facts},
+    )
+    for each in compared:
+        print(f"{arguments.out}: {each}")
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    """One of the commands that are no stages."""
+    if arguments.command == "schema":
+        print(json.dumps(json_schema(), indent=2, sort_keys=True))
+    elif arguments.command == "check":
+        print(json.dumps(load(*arguments.config).model_dump(mode="json"), indent=2))
+    elif arguments.command == "data":
+        _assemble(arguments)
+    elif arguments.command == "check-submission":
+        _check_submission(arguments.archive, arguments.photos)
+    elif arguments.command == "export":
+        _export(arguments)
+    elif arguments.command == "plan":
+        _plan(arguments)
+    else:
+        _print_scores(arguments.confusion)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; give the exit code.
 
@@ -161,16 +262,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command in STAGES:
             _call_stage(arguments)
-        elif arguments.command == "schema":
-            print(json.dumps(json_schema(), indent=2, sort_keys=True))
-        elif arguments.command == "check":
-            print(json.dumps(load(*arguments.config).model_dump(mode="json"), indent=2))
-        elif arguments.command == "data":
-            _assemble(arguments)
-        elif arguments.command == "check-submission":
-            _check_submission(arguments.archive, arguments.photos)
         else:
-            _print_scores(arguments.confusion)
+            _serve(arguments)
     except RRMError as error:
         print(f"rrm {arguments.command}: {error}", file=sys.stderr)
         return 1

@@ -563,7 +563,10 @@ def _faults(error: ValidationError) -> list[str]:
         elif fault["type"] == "missing":
             lines.append(f"{key}: expected a value, got none: add the key")
         else:
-            lines.append(f"{key}: {fault['msg']}, got {json.dumps(fault['input'], default=str)[:80]}")
+            got = (
+                f", got {json.dumps(fault['input'], default=str)[:80]}" if fault["loc"] else ""
+            )  # no whole configuration
+            lines.append(f"{key}: {fault['msg']}{got}")
     return lines
 
 

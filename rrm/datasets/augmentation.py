@@ -133,8 +133,7 @@ def _resample(
     box = (left * x, rows.source * y, (left + columns.length) * x, (rows.source + rows.length) * y)
     box = (box[0], box[1], min(box[2], image.shape[1]), min(box[3], image.shape[0]))
     window = Image.fromarray(image).resize((columns.length, rows.length), Image.Resampling.BILINEAR, box=box)
-    result = np.asarray(window)
-    return result[:, ::-1] if flip else result
+    return np.asarray(window.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else window)
 
 
 def _nearest(

@@ -102,7 +102,9 @@ class DilatedResNet(Backbone):
         width: factor on all channel counts.
         output_stride: 8, 16 or 32.
         freeze_first: number of leading stages (stem, layer1 .. layer4) that are not trained.
-        normalization: "imagenet" or "tensorflow".
+        normalization: "imagenet", "tensorflow" or "caffe".
+        variant: where a stage has its stride: "torchvision" in the 3x3 convolution, "caffe" in the 1x1 before it, as
+            published; weights converted from Caffe want the second and `normalization="caffe"`.
 
     Shapes: (N,3,H,W) normalised -> (N, 2048 x width, ceil(H/stride), ceil(W/stride)).
     Source: He et al. 2015, arXiv:1512.03385; equal to torchvision's with `replace_stride_with_dilation`.
@@ -116,9 +118,11 @@ class DilatedResNet(Backbone):
     side_layers = ("layer3.0.conv1", "layer4.0.conv1")
 
     def __init__(self, layers: Sequence[int] = (3, 4, 6, 3), width: float = 1.0, output_stride: int = 8,
-                 freeze_first: int = 0, normalization: str = "imagenet") -> None:  # fmt: skip
+                 freeze_first: int = 0, normalization: str = "imagenet",
+                 variant: str = "torchvision") -> None:  # fmt: skip
         super().__init__(normalization)
         check_choice("output_stride", output_stride, (8, 16, 32))
+        check_choice("variant", variant, ("torchvision", "caffe"))
         if not isinstance(layers, Sequence) or len(layers) != 4 or min(layers) < 1:
             raise RRMError(f"layers: expected four positive numbers of residual units, got {layers!r}")
         stem = scaled(64, width)
@@ -131,7 +135,7 @@ class DilatedResNet(Backbone):
             planes, wanted = scaled(64 * 2**index, width), 1 if index == 0 else 2
             step = wanted if stride * wanted <= output_stride else 1
             next_dilation = dilation * wanted // step
-            stage = _resnet_stage(inputs, planes, units, step, dilation, next_dilation)
+            stage = _resnet_stage(inputs, planes, units, step, dilation, next_dilation, variant == "caffe")
             self.add_module(f"layer{index + 1}", stage)
             inputs, stride, dilation = planes * EXPANSION, stride * step, next_dilation
         self.out_channels, self.stride, self.width = inputs, output_stride, width
@@ -149,12 +153,16 @@ class DilatedResNet(Backbone):
 
 
 def _resnet_stage(inputs: int, planes: int, units: int, stride: int, first_dilation: int,
-                  dilation: int) -> nn.Sequential:  # fmt: skip
+                  dilation: int, stride_first: bool) -> nn.Sequential:  # fmt: skip
+    """Units of one stage; `stride_first`: its stride is in the first unit's 1x1 convolution, not in the 3x3."""
     from torchvision.models.resnet import Bottleneck
 
     outputs = planes * EXPANSION
     projection = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-    blocks = [Bottleneck(inputs, planes, stride, projection, dilation=first_dilation)]
+    first = Bottleneck(inputs, planes, stride, projection, dilation=first_dilation)
+    if stride_first:
+        first.conv1.stride, first.conv2.stride = first.conv2.stride, first.conv1.stride
+    blocks = [first]
     blocks += [Bottleneck(outputs, planes, dilation=dilation) for _ in range(1, units)]
     return nn.Sequential(*blocks)
 

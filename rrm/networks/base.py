@@ -20,6 +20,7 @@ from rrm.networks.weights import load_weights
 NORMALIZATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
     "tensorflow": ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
+    "caffe": ((122.679, 116.669, 104.008), (1.0, 1.0, 1.0)),
 }
 """Mean and standard deviation of R, G, B in 0..255 units."""
 
@@ -91,7 +92,8 @@ class Backbone(nn.Module):
     """Image to feature map. Subclasses set the attributes and list their `stages`, first to last.
 
     Args:
-        normalization: "imagenet" (per-channel mean and deviation) or "tensorflow" (x / 127.5 - 1).
+        normalization: "imagenet" (per-channel mean and deviation), "tensorflow" (x / 127.5 - 1) or "caffe"
+            (ImageNet's mean alone).
 
     Attributes:
         out_channels: channels of the feature map.

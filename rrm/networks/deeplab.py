@@ -73,8 +73,9 @@ class DeepLabV2ResNet101(_SegmentationNetwork):
         output_stride: 8 (as published), 16 or 32.
         rates: dilations of the four classifiers.
         batch_norm: "frozen" or "train".
-        weights: file for `load_weights`, such as torchvision's `resnet101` state dict.
-        freeze_first, normalization: see `DilatedResNet`.
+        weights: file for `load_weights`, such as torchvision's `resnet101` state dict, or a DeepLab-v2 converted from
+            Caffe, which wants `variant` and `normalization` "caffe".
+        freeze_first, normalization, variant: see `DilatedResNet`.
 
     Source: Chen et al. 2016, arXiv:1606.00915.
 
@@ -87,13 +88,22 @@ class DeepLabV2ResNet101(_SegmentationNetwork):
 
     def __init__(self, num_classes: int = 20, *, width: float = 1.0, layers: Sequence[int] = (3, 4, 23, 3),
                  output_stride: int = 8, rates: Sequence[int] = (6, 12, 18, 24), batch_norm: str = "frozen",
-                 weights: str | Path | None = None, freeze_first: int = 0,
-                 normalization: str = "imagenet") -> None:  # fmt: skip
-        backbone = DilatedResNet(layers, width, output_stride, freeze_first, normalization)
+                 weights: str | Path | None = None, freeze_first: int = 0, normalization: str = "imagenet",
+                 variant: str = "torchvision") -> None:  # fmt: skip
+        backbone = DilatedResNet(layers, width, output_stride, freeze_first, normalization, variant)
         super().__init__(backbone, num_classes)
         scores = build_head("aspp", backbone.out_channels, num_classes + 1, rates=rates)
         self.head = scores
         self._finish(scores.score_layers, batch_norm, weights)
+
+    def adapt_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Names of a DeepLab-v2 converted from Caffe as ours are, and its first convolution for RGB in place of BGR."""
+        state = {name.removeprefix("module.").removeprefix("Scale."): tensor for name, tensor in state.items()}
+        if "layer5.conv2d_list.0.weight" not in state:
+            return state
+        if "conv1.weight" in state:
+            state["conv1.weight"] = state["conv1.weight"].flip(1)
+        return {name.replace("layer5.conv2d_list.", "head.branches."): tensor for name, tensor in state.items()}
 
 
 class DeepLabLargeFOVVGG16(_SegmentationNetwork):

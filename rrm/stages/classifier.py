@@ -49,4 +49,4 @@ def run(call: Call) -> None:
         train(call, photos, "rrm", task, options["network"], options["classifier"]["train"])
         return
     _fit_branch(call, photos, network, options["classifier"]["linear"])
-    save_trained(call.output, network, "rrm", len(photos.attrs["classes"]), options["network"], call.identity())
+    save_trained(call.output, network, "rrm", photos.attrs["classes"], options["network"], call.identity())

@@ -65,7 +65,7 @@ def train(
     batches = functools.partial(_batches, photos, masks, call, loop)
     optimizer = _optimizer(task.network, loop["optimizer"])
     fit(task, batches, optimizer, options, run, name=call.output.parent.name + "/" + call.output.stem)
-    save_trained(call.output, task.network, kind, len(photos.attrs["classes"]), network_options, identity)
+    save_trained(call.output, task.network, kind, photos.attrs["classes"], network_options, identity)
     with atomic_path(call.output.with_suffix(".history.jsonl")) as temporary:
         shutil.copyfile(run.history, temporary)
 

@@ -23,7 +23,15 @@ def raw() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "paths", [["config.yaml"], ["config.yaml", "configs/demo_methods.yaml"], ["configs/voc_light.yaml"]]
+    "paths",
+    [
+        ["config.yaml"],
+        ["config.yaml", "configs/demo_methods.yaml"],
+        ["configs/voc_light.yaml"],
+        ["configs/voc2012.yaml"],
+        ["configs/voc2012.yaml", "configs/voc2012_paper.yaml"],
+        ["configs/voc2012.yaml", "configs/voc2012_coco.yaml"],
+    ],
 )
 def test_shipped_configurations_are_valid(paths: list[str], tmp_path: Path) -> None:
     over = tmp_path / "paths.yaml"

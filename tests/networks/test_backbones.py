@@ -200,7 +200,7 @@ def test_gradients_are_the_same_in_channels_last(width: float) -> None:
         ("resnet38", {"dropout": 0.5}, "dropout"),
         ("resnet38", {"freeze_first": 8}, "freeze_first"),
         ("mobilenet_v2", {"padding": "valid"}, "padding"),
-        ("mobilenet_v2", {"normalization": "caffe"}, "normalization"),
+        ("mobilenet_v2", {"normalization": "vgg"}, "normalization"),
         ("resnet50", {"layers": (3, 4)}, "layers"),
     ],
 )

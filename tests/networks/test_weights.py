@@ -262,6 +262,28 @@ def test_torchvision_resnet_names(tmp_path: Path) -> None:
     assert_holds(net, {name: ours.state_dict()["backbone." + name] for name in backbone}, "backbone.")
 
 
+def test_deeplab_converted_from_caffe(tmp_path: Path) -> None:
+    """Its names, its stride in the 1x1 convolution, its BGR photos less the mean: the same scores of the same photo."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet101()
+    for stage in (theirs.layer2, theirs.layer3, theirs.layer4):
+        unit = stage[0]
+        unit.conv1.stride, unit.conv2.stride = unit.conv2.stride, unit.conv1.stride
+    head = {f"Scale.layer5.conv2d_list.{i}.{kind}": torch.randn(shape) * 0.01
+            for i in range(4) for kind, shape in (("weight", (21, 2048, 3, 3)), ("bias", (21,)))}  # fmt: skip
+    torch.save({f"Scale.{k}": v for k, v in theirs.state_dict().items()} | head, tmp_path / "caffe.pth")
+    ours = DeepLabV2ResNet101(
+        output_stride=32, variant="caffe", normalization="caffe", weights=tmp_path / "caffe.pth"
+    ).eval()
+    photo = torch.randint(0, 256, (1, 3, 65, 65)).float()
+    bgr = photo.flip(1) - torch.tensor([104.008, 116.669, 122.679]).view(1, 3, 1, 1)
+    with torch.no_grad():
+        features = torch.nn.Sequential(*list(theirs.eval().children())[:-2])(bgr)
+        scale = features.abs().max()
+        torch.testing.assert_close(ours.features(ours.normalize(photo)) / scale, features / scale, rtol=0, atol=1e-4)
+    assert torch.equal(ours.state_dict()["head.branches.2.weight"], head["Scale.layer5.conv2d_list.2.weight"])
+
+
 def test_vgg_fully_connected_layers_are_thinned_out() -> None:
     rows, taps = torch.arange(4096.0), torch.arange(512.0 * 49)
     state = {

@@ -61,7 +61,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = {"width": 0.0625, "units": [1, 1, 1, 1], "output_stride": 8}
     network = build_network("rrm", num_classes=2, backbone="resnet38", **options)
     identity = {"stage": "one_step", "code": "-", "options": {}, "inputs": {}}
-    save_trained(folder / "weights.pth", network, "rrm", 2, {"backbone": "resnet38", "options": options}, identity)
+    save_trained(
+        folder / "weights.pth", network, "rrm", CLASSES, {"backbone": "resnet38", "options": options}, identity
+    )
     given_inputs = ["--in", f"photos={folder / 'photos.h5'}", "--in", f"model={folder / 'weights.pth'}"]
     named = ["--model", "one_step", "--split", "submission"]
     assert _stage(folder, "predict", "probabilities.h5", *given_inputs, *named) == 0

@@ -1,0 +1,153 @@
+"""`rrm plan`: the jobs are those that Snakemake plans, FLOPs are right, rates are measured and used where they fit."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rrm.rates
+from rrm.cli import main
+from rrm.config import Config, load
+from rrm.cost import Job, num_classes, photo_counts, planned_jobs, tflop_per_unit
+from rrm.errors import RRMError
+from rrm.plan import plan_table, plan_text
+from rrm.rates import Rate, Rates, measure_rates, rate_key
+from tests.workflow.project import REPOSITORY, Project
+
+DEMO, TINY = REPOSITORY / "config.yaml", REPOSITORY / "tests" / "tiny.yaml"
+COUNTED = {"classifier", "one_step", "method", "affinity", "pseudo_masks", "step_two", "bound", "predict", "evaluate"}
+
+
+def overlaid(folder: Path, text: str, *below: Path) -> Config:
+    own = folder / "own.yaml"
+    own.write_text(text)
+    return load(*below, own)
+
+
+def test_the_jobs_are_those_that_snakemake_plans(clone: Project) -> None:
+    shown = clone.snakemake("--dry-run", "--quiet", "rules", "all")
+    summary = clone.snakemake("--dry-run", "all")
+    assert shown.returncode == summary.returncode == 0
+    planned = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", summary.stdout, flags=re.MULTILINE)}
+    jobs: Counter[str] = Counter()
+    for job in planned_jobs(load(clone.root / "config.yaml")):
+        jobs[job.stage.replace("-", "_")] += job.count
+    assert dict(jobs) == {rule: number for rule, number in planned.items() if rule in COUNTED}
+
+
+def test_flop_of_resnet38_are_those_of_its_layers(tmp_path: Path) -> None:
+    """0.43 TFLOP forward at 321x321, 0.06 for the segmentation branch; 0.10, 0.94 and 1.66 at the other CAM scales."""
+    config = overlaid(
+        tmp_path,
+        """
+        one_step:
+          network: {options: {width: 1, units: [3, 3, 6, 3], output_stride: 8, dilations: null, batch_norm: frozen}}
+          train: {crop: 321, batch_size: 1}
+          cam: {scales: [0.5, 1.5, 2.0]}
+        """,
+        DEMO,
+    )
+    job = next(job for job in planned_jobs(config) if job.name == "one_step" and job.stage == "one-step")
+    assert tflop_per_unit(config, job) == pytest.approx(3 * (0.43 + 0.06) + 0.10 + 0.94 + 1.66, rel=0.03)
+
+
+def test_a_larger_batch_counts_and_the_energy_does_not(tmp_path: Path) -> None:
+    small, large = load(DEMO), overlaid(tmp_path, "one_step: {train: {batch_size: 24}, energy: {weight: 9}}", DEMO)
+    job = Job("one-step", {"model": "one_step"}, 1, 1, "step")
+    assert tflop_per_unit(large, job) == pytest.approx(2 * tflop_per_unit(small, job))
+
+
+def test_counts_of_photos(tmp_path: Path) -> None:
+    voc = f"dataset: {{kind: voc, root: {tmp_path}, name: x, train: train_aug, submission: test}}"
+    assert photo_counts(overlaid(tmp_path, voc, DEMO)) == {"train": 10_582, "val": 1449, "submission": 1456}
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train_aug.txt").write_text("a\n\nb\n")
+    assert photo_counts(overlaid(tmp_path, voc, DEMO))["train"] == 2
+    with pytest.raises(RRMError, match=r"mine\.txt: expected the list, or a name of train"):
+        photo_counts(overlaid(tmp_path, voc.replace("train_aug", "mine"), DEMO))
+
+
+def test_classes_may_stand_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("cat\ntraffic light\n")
+    voc = f"dataset: {{kind: voc, root: {tmp_path}, name: x, classes: classes.txt}}"
+    assert num_classes(overlaid(tmp_path, voc, DEMO)) == 2
+
+
+@pytest.fixture(scope="module")
+def measured() -> tuple[Config, Rates]:
+    """Rates of three kinds of jobs of the tiny configuration."""
+    config = load(DEMO, TINY)
+    wanted = [job for job in planned_jobs(config) if job.name in ("", "bounds/resnet38") and job.stage != "evaluate"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rrm.rates, "_LASTING", 0.1)
+        return config, measure_rates(config, wanted, "cpu", 1, lambda _: None)
+
+
+def test_measured_rates_are_those_of_whole_jobs(measured: tuple[Config, Rates]) -> None:
+    config, rates = measured
+    table = plan_table(config, rates).set_index("stage")
+    known = table[table["rate"] == "measured"]
+    assert set(known.index) == {"classifier", "bound", "predict"}
+    assert (known["seconds_per_unit"] > 0).all()
+    assert (known["memory_gib"] > 0.1).all()
+    assert (known["disk_gib"] > 0).all()
+    classifier = next(rate for rate in rates.entries.values() if rate.stage == "classifier")
+    hours = (classifier.start_seconds + 2 * classifier.unit_seconds) / 3600
+    assert known.loc["classifier", "hours"] == pytest.approx(hours)
+
+
+def test_rates_hold_for_more_steps_and_are_scaled_for_other_networks(
+    measured: tuple[Config, Rates], tmp_path: Path
+) -> None:
+    config, rates = measured
+    job = Job("bound", {"model": "bounds/resnet38"}, 1, 1, "step")
+    longer = overlaid(tmp_path, "bounds: {resnet38: {train: {steps: 99}}}", DEMO, TINY)
+    wider = overlaid(tmp_path, "bounds: {resnet38: {network: {options: {width: 0.125}}}}", DEMO, TINY)
+    assert rate_key(longer, job) == rate_key(config, job) != rate_key(wider, job)
+    row = plan_table(wider, rates).set_index("of").loc["bounds/resnet38"].iloc[0]
+    entry = rates.entries[rate_key(config, job)]
+    factor = tflop_per_unit(wider, job) / tflop_per_unit(config, job)
+    assert row["rate"] == "by FLOPs"
+    assert row["seconds_per_unit"] == pytest.approx(entry.unit_seconds * factor)
+    assert factor > 2
+
+
+def test_a_rates_file_is_read_as_written(measured: tuple[Config, Rates], tmp_path: Path) -> None:
+    path = tmp_path / "rates.json"
+    path.write_text(measured[1].to_json())
+    assert Rates.read(path) == measured[1]
+    assert "hours with 2 job(s) at a time" in plan_text(plan_table(*measured), measured[1], parallel=2)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"machine": {}, "entries": {"a": {"stage": "predict"}}}', "\x00"])
+def test_another_file_is_no_rates(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "rates.json"
+    path.write_text(text)
+    with pytest.raises(RRMError, match="expected rates written by"):
+        Rates.read(path)
+
+
+def test_the_command_without_rates(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "plan.csv"
+    assert main(["plan", "--config", str(DEMO), str(TINY), "--out", str(out)]) == 0
+    assert "measure them with --measure" in capsys.readouterr().out
+    assert out.read_text().startswith("stage,of,jobs,units,unit,tflop_per_unit")
+
+
+def test_sums_name_what_they_lack() -> None:
+    config = load(DEMO, TINY)
+    entry = Rate("evaluate", 1.0, 0.5, 2**30, 0, 0.0, 2.0**20, 0.0)
+    job = Job("evaluate", {"model": "one_step", "split": "val"}, 1, 1, "photo")
+    rates = Rates({"device": "none"}, {rate_key(config, job): entry})
+    table = plan_table(config, rates)
+    row: Any = table.set_index("stage").loc["evaluate"]
+    assert row["hours"] == pytest.approx((row["jobs"] * 1.0 + row["units"] * 0.5) / 3600)
+    assert row["disk_gib"] == pytest.approx(row["units"] / 1024)
+    assert "without a rate are missing" in plan_text(table, rates)
+    json.loads(rates.to_json())
