@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rrm.errors import RRMError
 from rrm.schedules import build_optimizer
-from rrm.training import LoopOptions, Run, fit, read_weights, save_weights, step_seed
+from rrm.terms import Term, mean_term
+from rrm.training import LoopOptions, Run, Task, fit, read_weights, save_weights, step_seed
 
 STEPS = 7
 
@@ -26,13 +27,13 @@ class _Net(nn.Module):
         self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Conv2d(4, 2, 1))
 
 
-class _RegressionTask:
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
-
-    def losses(self, batch: dict[str, Any], progress: float) -> Mapping[str, Tensor]:
-        out = self.network.body(batch["images"])  # type: ignore[operator]
-        return {"square": out.square().mean(), "mean": (out.mean() - progress).abs()}
+class _RegressionTask(Task):
+    def losses(self, batch: dict[str, Any], progress: float) -> Mapping[str, Term]:
+        out = self.network.body(batch["images"])
+        return {
+            "square": mean_term(out.square().mean(), len(out)),
+            "mean": mean_term((out - progress).mean(), len(out)),
+        }
 
 
 def _batches(start: int) -> Iterator[dict[str, Any]]:
@@ -112,17 +113,15 @@ def test_accumulated_gradient_equals_the_whole_batch_without_batch_statistics() 
     torch.manual_seed(0)
     layer = nn.Conv2d(3, 2, 1)
 
-    class Task:
-        network = layer
-
-        def losses(self, batch: dict[str, Any], progress: float) -> Mapping[str, Tensor]:
-            return {"square": layer(batch["images"]).square().mean()}
+    class Squares(Task):
+        def losses(self, batch: dict[str, Any], progress: float) -> Mapping[str, Term]:
+            return {"square": mean_term(self.network(batch["images"]).square().mean(), len(batch["images"]))}
 
     grads = []
     for accumulate in (1, 2, 4):
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
         options = LoopOptions(steps=1, batch_size=4, seed=0, accumulate=accumulate)
-        _Stepper(Task(), optimizer, options)(next(_batches(0)), 0)
+        _Stepper(Squares(layer), optimizer, options)(next(_batches(0)), 0)
         assert layer.weight.grad is not None
         grads.append(layer.weight.grad.clone())
     torch.testing.assert_close(grads[1], grads[0])
