@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from rrm.errors import RRMError
+from rrm.losses import cross_entropy_term
 from rrm.schedules import build_optimizer
 from rrm.terms import Term, mean_term
-from rrm.training import LoopOptions, Run, Task, fit, read_weights, save_weights, step_seed
+from rrm.training import LoopOptions, Run, Task, _Stepper, fit, read_weights, save_weights, step_seed
 
 STEPS = 7
 
@@ -107,25 +108,32 @@ def test_accumulation_covers_the_batch(tmp_path: Path) -> None:
     assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
 
 
-def test_accumulated_gradient_equals_the_whole_batch_without_batch_statistics() -> None:
-    from rrm.training import _Stepper
+class _PixelTask(Task):
+    """Cross-entropy on labels of which the images have different numbers, the last one none, and a mean over images."""
 
+    mode = "balanced"
+
+    def losses(self, batch: dict[str, Any], progress: float) -> Mapping[str, Term]:
+        logits = self.network(batch["images"])
+        cross_entropy = cross_entropy_term(logits, batch["labels"], self.mode)
+        return {"cross_entropy": cross_entropy, "square": mean_term(logits.square().mean(), len(logits))}
+
+
+@pytest.mark.parametrize("mode", ["balanced", "mean", "sum"])
+def test_accumulated_gradient_equals_that_of_the_whole_batch(mode: str) -> None:
     torch.manual_seed(0)
-    layer = nn.Conv2d(3, 2, 1)
-
-    class Squares(Task):
-        def losses(self, batch: dict[str, Any], progress: float) -> Mapping[str, Term]:
-            return {"square": mean_term(self.network(batch["images"]).square().mean(), len(batch["images"]))}
-
-    grads = []
-    for accumulate in (1, 2, 4):
-        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    task = _PixelTask(nn.Conv2d(3, 2, 1))
+    task.mode = mode
+    labels = torch.full((4, 8, 8), 255)
+    labels[0, :5], labels[0, 5:], labels[1, :2], labels[2, 0, 0] = 0, 1, 1, 0
+    batch = {**next(iter(_batches(0))), "labels": labels}
+    found = []
+    for accumulate in (1, 2, 3, 4):
         options = LoopOptions(steps=1, batch_size=4, seed=0, accumulate=accumulate)
-        _Stepper(Squares(layer), optimizer, options)(next(_batches(0)), 0)
-        assert layer.weight.grad is not None
-        grads.append(layer.weight.grad.clone())
-    torch.testing.assert_close(grads[1], grads[0])
-    torch.testing.assert_close(grads[2], grads[0])
+        values = _Stepper(task, torch.optim.SGD(task.network.parameters(), lr=0.1), options)(batch, 0)
+        found.append({**values, "gradient": task.network.weight.grad.double()})
+    for each in found[1:]:
+        torch.testing.assert_close(each, found[0], rtol=1e-5, atol=1e-6)
 
 
 def test_weights_file_round_trip_and_refusals(tmp_path: Path) -> None:
