@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import repeat
 from pathlib import Path
@@ -42,7 +42,8 @@ from rrm.recipes import ONE_STEP_RECIPES
 from rrm.regions import RegionRule
 from rrm.schedules import build_optimizer
 from rrm.tasks import OneStepTask
-from rrm.training import Batch, LoopOptions, Run, fit
+from rrm.terms import Term
+from rrm.training import Batch, Counts, LoopOptions, Run, Task, fit
 
 CLASSES = 20
 PREFIX, STEP, REST = "rrm.", "step", "rest"
@@ -110,22 +111,29 @@ def watched(clock: Clock) -> Iterator[None]:
         yield
 
 
-@dataclass
-class TakingTurns:
+class TakingTurns(Task):
     """A task whose steps are those of several tasks in turn, which share a network."""
 
-    tasks: Sequence[OneStepTask]
-    turn: int = 0
+    def __init__(self, tasks: Sequence[OneStepTask]) -> None:
+        super().__init__(tasks[0].network)
+        self.tasks, self.turn = tasks, 0
 
-    @property
-    def network(self) -> Any:
-        return self.tasks[0].network
+    def prepare(self, batch: Batch) -> Batch:
+        """The batch as the task whose turn it is prepares it."""
+        return self._now.prepare(batch)
 
-    def losses(self, batch: Batch, progress: float) -> Mapping[str, torch.Tensor]:
+    def counts(self, batch: Batch) -> Counts:
+        return self._now.counts(batch)
+
+    def losses(self, batch: Batch, progress: float) -> Mapping[str, Term]:
         """Loss terms of the task whose turn it is."""
-        task = self.tasks[self.turn % len(self.tasks)]
+        task = self._now
         self.turn += 1
         return task.losses(batch, progress)
+
+    @property
+    def _now(self) -> OneStepTask:
+        return self.tasks[self.turn % len(self.tasks)]
 
 
 def options(recipe: str, size: str, configs: Sequence[Path], changes: Mapping[str, Any]) -> OneStep:

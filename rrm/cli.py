@@ -49,7 +49,9 @@ def _add_stage(commands: Any, name: str) -> None:
     for wildcard in stage.wildcards:
         parser.add_argument(f"--{wildcard}", type=int if wildcard == "seed" else str, help=f"with --config: {wildcard}")
     parser.add_argument("--runtime", type=_json, help="device, workers, crf_workers, log_seconds as JSON")
-    parser.add_argument("--threads", type=int, help="threads of numeric libraries (default: all cores)")
+    parser.add_argument(
+        "--threads", type=int, help="threads of numeric libraries, of all processes together (default: all cores)"
+    )
 
 
 def _add_data(commands: Any) -> None:
@@ -136,13 +138,25 @@ def _call_stage(arguments: argparse.Namespace) -> None:
         given = {w: getattr(arguments, w) for w in stage.wildcards if getattr(arguments, w) is not None}
         options = stage_options(config, arguments.command, **given)
     runtime = Runtime.model_validate(arguments.runtime or (config.runtime if config else Runtime()))
+    call = (stage.module, dict(arguments.inputs), arguments.out, options, runtime.model_dump())
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        _run(arguments.threads, *call)
+        return
+    if not stage.trains:
+        raise RRMError("processes: expected one, for this stage does not train, got torchrun's variables: run it alone")
+    from rrm.distributed import joined, processes_here
+    from rrm.training import pick_device
+
+    with joined(pick_device(runtime.device)):
+        _run(max(1, (arguments.threads or 0) // processes_here()) if arguments.threads else None, *call)
+
+
+def _run(threads: int | None, stage: str, *call: Any) -> None:
     from rrm.parallel import prepare_process
     from rrm.stages.call import Call
 
-    prepare_process(arguments.threads or int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
-
-    module = importlib.import_module(f"rrm.stages.{stage.module}")
-    module.run(Call(stage.module, dict(arguments.inputs), arguments.out, options, runtime.model_dump()))
+    prepare_process(threads or int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+    importlib.import_module(f"rrm.stages.{stage}").run(Call(stage, *call))
     _tell_gpu_memory()
 
 
@@ -264,15 +278,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             _call_stage(arguments)
         else:
             _serve(arguments)
-    except RRMError as error:
-        print(f"rrm {arguments.command}: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
-        print(
-            f"rrm {arguments.command}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr
-        )
+        _report(f"rrm {arguments.command}: interrupted; the same command goes on from the last checkpoint")
         return 130
-    except OSError as error:
-        print(f"rrm {arguments.command}: {error}", file=sys.stderr)
+    except (RRMError, OSError) as error:
+        _report(f"rrm {arguments.command}: {error}")
         return 1
     return 0
+
+
+def _report(message: str) -> None:
+    """Print what went wrong, once where several processes meet the same fault."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from rrm.distributed import first_to_fail
+
+        if not first_to_fail():
+            return
+    print(message, file=sys.stderr)

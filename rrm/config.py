@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -134,14 +134,16 @@ class Training(Section):
     """What the one training loop needs, for any stage."""
 
     steps: Count = Field(description="optimiser steps")
-    batch_size: Count = Field(description="images a step")
+    batch_size: Count = Field(description="images a step, over all parts and processes")
     crop: int = Field(ge=16, description="side of the square crop, pixels")
     scale: Annotated[list[Positive], Field(min_length=2, max_length=2)] = Field(
         [0.7, 1.3], description="range of the random scale"
     )
     scale_per: Literal["batch", "image"] = Field("batch", description="one scale a batch or one an image")
     flip: bool = Field(True, description="random horizontal flip")
-    accumulate: Count = Field(1, description="parts that a batch is split into; gradients are averaged")
+    accumulate: Count = Field(
+        1, description="parts that a batch is split into, one after the other; the loss is that of the whole batch"
+    )
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="autocast on a GPU; the CPU uses float32"
     )
@@ -418,8 +420,13 @@ class Runtime(Section):
     """How to run; never changes what is computed, so no stage is re-run for it."""
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one")
-    threads: dict[str, Count] = Field({}, description="threads by stage; 'default' for those not named")
-    workers: int = Field(0, ge=0, description="DataLoader workers of a training job")
+    processes: Count = Field(
+        1, description="processes that a training job is spread over, one a GPU; each has its part of each batch"
+    )
+    threads: dict[str, Count] = Field(
+        {}, description="threads by stage, of each process; 'default' for those not named"
+    )
+    workers: int = Field(0, ge=0, description="DataLoader workers of each process of a training job")
     crf_workers: int = Field(
         2, ge=0, description="processes that run CRFs of evaluation and pseudo masks; 0: in the stage's own"
     )
@@ -486,6 +493,21 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _processes_share_batches(self) -> Config:
+        processes = self.runtime.processes
+        wrong = [
+            f"{name}.batch_size {loop.batch_size} (accumulate {loop.accumulate})"
+            for name, loop in _loops(self)
+            if processes > 1 and loop.batch_size % (processes * loop.accumulate)
+        ]
+        if wrong:
+            raise ValueError(
+                f"runtime.processes: expected batches that are multiples of processes * accumulate, got {processes} "
+                f"processes and {', '.join(wrong)}: change one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _variants_differ(self) -> Config:
         wanted = bool(self.ablation.ratios) or self.ablation.pseudo_labels
         if wanted and (self.one_step.energy.weight == 0 or self.one_step.mining.rule == "cam"):
@@ -494,6 +516,15 @@ class Config(Section):
                 "variants depart: change them, or leave ablation out"
             )
         return self
+
+
+def _loops(section: Any, name: str = "") -> Iterator[tuple[str, Training]]:
+    """All training loops of a section, by the names of their keys."""
+    if isinstance(section, Training):
+        yield name, section
+    entries = section if isinstance(section, Mapping) else dict(section) if isinstance(section, Section) else {}
+    for key, value in entries.items():
+        yield from _loops(value, f"{name}.{key}" if name else key)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

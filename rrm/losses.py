@@ -24,6 +24,7 @@ from rrm.errors import RRMError
 from rrm.gaussian import FLOATING, GaussianFilter, has_compiled_lattice, position_colour_features
 from rrm.labels import IGNORE
 from rrm.parallel import map_in_threads, run_ranges
+from rrm.terms import Term
 
 _CLASSIFICATION = ("multilabel-soft-margin", "softmax")
 _CROSS_ENTROPY = ("balanced", "mean", "sum")
@@ -89,15 +90,48 @@ def balanced_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, mode: str
         >>> round(balanced_cross_entropy(torch.zeros(1, 2, 1, 3), labels).item(), 4)
         1.3863
     """
+    return cross_entropy_term(logits, labels, mode).total
+
+
+def cross_entropy_term(logits: torch.Tensor, labels: torch.Tensor, mode: str = "balanced") -> Term:
+    """`balanced_cross_entropy` of a part of a batch: its means over pixels, of which the parts have different numbers.
+
+    Args:
+        logits, labels, mode: as there.
+
+    Returns:
+        `Term` of two means ("balanced"), one ("mean") or a sum.
+
+    Raises:
+        RRMError: as there.
+
+    Example:
+        >>> labels = torch.tensor([[[0, 1, 255, 1]]])
+        >>> cross_entropy_term(torch.zeros(1, 2, 1, 4), labels).counts.tolist()
+        [1.0, 2.0]
+    """
     _check_choice("cross-entropy mode", mode, _CROSS_ENTROPY)
     target = _checked_labels(logits, labels)
     scores = logits if logits.dtype == torch.float64 else logits.float()
     pixels = F.cross_entropy(scores, target, ignore_index=IGNORE, reduction="none")
     if mode == "sum":
-        return pixels.sum()
+        return Term(pixels.sum().reshape(1), None)
+    means = [_masked_mean(pixels, mask) for mask in _averaged(target, mode)]
+    return Term(torch.stack(means), cross_entropy_counts(target, mode))
+
+
+def cross_entropy_counts(labels: torch.Tensor, mode: str) -> torch.Tensor | None:
+    """The counts of `cross_entropy_term`, (2,) or (1,) float64, without its means; None for the mode "sum"."""
+    if mode == "sum":
+        return None
+    return torch.stack([mask.sum() for mask in _averaged(labels, mode)]).double()
+
+
+def _averaged(labels: torch.Tensor, mode: str) -> list[torch.Tensor]:
+    """The pixels of each mean, (N,H,W) bool."""
     if mode == "mean":
-        return _masked_mean(pixels, target != IGNORE)
-    return _masked_mean(pixels, target == 0) + _masked_mean(pixels, (target != 0) & (target != IGNORE))
+        return [labels != IGNORE]
+    return [labels == 0, (labels != 0) & (labels != IGNORE)]
 
 
 class DenseEnergyLoss(nn.Module):

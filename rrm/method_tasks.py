@@ -15,16 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import record_function
 
-from rrm.affinity import affinity_losses, pair_affinities, pair_kinds
+from rrm.affinity import BACKGROUND, FOREGROUND, NEGATIVE, affinity_losses, pair_affinities, pair_kinds
 from rrm.cam import multi_scale_cam, normalize_cam
 from rrm.crf import DenseCRF
 from rrm.em_adapt import estimate_labels
-from rrm.losses import balanced_cross_entropy
+from rrm.losses import cross_entropy_term
 from rrm.regions import RegionRule
 from rrm.sec import boundary_loss, expansion_loss
 from rrm.seeds import cam_seeds, grow_seeds
 from rrm.tasks import mined_labels
-from rrm.training import Batch
+from rrm.terms import Term, mean_term
+from rrm.training import Batch, Task
+
+_PAIRS = {"background": BACKGROUND, "foreground": FOREGROUND, "negative": NEGATIVE}
 
 
 def valid_at(valid: Tensor, size: tuple[int, int]) -> Tensor:
@@ -37,7 +40,7 @@ def valid_at(valid: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(valid[:, None].float(), size=size)[:, 0] > 0.5
 
 
-class EMAdaptTask:
+class EMAdaptTask(Task):
     """EM-Adapt: labels estimated from the network's own scores at each step, and cross-entropy on them.
 
     Args:
@@ -46,19 +49,20 @@ class EMAdaptTask:
     """
 
     def __init__(self, network: Any, shares: Mapping[str, Any]) -> None:
-        self.network, self.shares = network, dict(shares)
+        super().__init__(network)
+        self.shares = dict(shares)
 
-    def losses(self, batch: Batch, progress: float) -> Mapping[str, Tensor]:
+    def losses(self, batch: Batch, progress: float) -> Mapping[str, Term]:
         """Mean cross-entropy of a batch with `images` (N,3,H,W) 0..255, `present` (N,C) and `valid` (N,H,W)."""
         logits = self.network.forward_segmentation(self.network.normalize(batch["images"])).float()
         with record_function("rrm.mining"), torch.no_grad():
             valid = valid_at(batch["valid"], (logits.shape[2], logits.shape[3]))
             labels = estimate_labels(logits, batch["present"], valid, **self.shares)
         with record_function("rrm.cross_entropy"):
-            return {"cross_entropy": balanced_cross_entropy(logits, labels, "mean")}
+            return {"cross_entropy": cross_entropy_term(logits, labels, "mean")}
 
 
-class _SeededTask:
+class _SeededTask(Task):
     """What SEC and DSRG share: seeds of the network as it was before training, in evaluation mode, and the boundary.
 
     Args:
@@ -69,7 +73,8 @@ class _SeededTask:
     """
 
     def __init__(self, network: Any, seeds: Mapping[str, Any], crf: DenseCRF, options: Mapping[str, Any]) -> None:
-        self.network, self.crf, self.options = network, crf, dict(options)
+        super().__init__(network)
+        self.crf, self.options = crf, dict(options)
         self.thresholds = {name: seeds[name] for name in ("foreground", "background")}
         self.scales = seeds["scales"]
         self.classifier = copy.deepcopy(network).eval().requires_grad_(False)
@@ -82,7 +87,7 @@ class _SeededTask:
         scores = normalize_cam(cams.float(), batch["present"])
         return cam_seeds(scores, batch["present"], valid_at(batch["valid"], size), **self.thresholds)
 
-    def losses(self, batch: Batch, progress: float) -> Mapping[str, Tensor]:
+    def losses(self, batch: Batch, progress: float) -> Mapping[str, Term]:
         """Loss terms of a batch with `images` (N,3,H,W) 0..255, `present` (N,C) and `valid` (N,H,W)."""
         images = self.network.normalize(batch["images"])
         logits = self.network.forward_segmentation(images).float()
@@ -91,10 +96,10 @@ class _SeededTask:
             seeds = self.seeds(batch, images, size)
         valid = valid_at(batch["valid"], size)
         with record_function("rrm.boundary"):
-            boundary = boundary_loss(logits, batch["images"], self.crf, valid)
+            boundary = mean_term(boundary_loss(logits, batch["images"], self.crf, valid), valid.sum())
         return {**self.seed_terms(logits, seeds, batch["present"], valid), "boundary": boundary}
 
-    def seed_terms(self, logits: Tensor, seeds: Tensor, present: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    def seed_terms(self, logits: Tensor, seeds: Tensor, present: Tensor, valid: Tensor) -> dict[str, Term]:
         """The method's own terms."""
         raise NotImplementedError
 
@@ -102,9 +107,10 @@ class _SeededTask:
 class SECTask(_SeededTask):
     """SEC: cross-entropy on seeds, expansion and boundary loss; `options` are the decays of `expansion_loss`."""
 
-    def seed_terms(self, logits: Tensor, seeds: Tensor, present: Tensor, valid: Tensor) -> dict[str, Tensor]:
-        seed = balanced_cross_entropy(logits, seeds, "mean")
-        return {"seed": seed, "expansion": expansion_loss(logits.softmax(1), present, valid, **self.options)}
+    def seed_terms(self, logits: Tensor, seeds: Tensor, present: Tensor, valid: Tensor) -> dict[str, Term]:
+        expansion = expansion_loss(logits.softmax(1), present, valid, **self.options)
+        images = valid.flatten(1).any(dim=1).sum()
+        return {"seed": cross_entropy_term(logits, seeds, "mean"), "expansion": mean_term(expansion, images)}
 
 
 class DSRGTask(_SeededTask):
@@ -113,13 +119,13 @@ class DSRGTask(_SeededTask):
     `options` are `foreground_threshold` and `background_threshold` of `rrm.seeds.grow_seeds`.
     """
 
-    def seed_terms(self, logits: Tensor, seeds: Tensor, present: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    def seed_terms(self, logits: Tensor, seeds: Tensor, present: Tensor, valid: Tensor) -> dict[str, Term]:
         thresholds = (self.options["foreground_threshold"], self.options["background_threshold"])
         grown = grow_seeds(seeds, logits.detach().softmax(1), present, valid, *thresholds)
-        return {"seed": balanced_cross_entropy(logits, grown, "balanced")}
+        return {"seed": cross_entropy_term(logits, grown, "balanced")}
 
 
-class AffinityTask:
+class AffinityTask(Task):
     """AffinityNet: cross-entropy of the affinities of pairs whose cells have reliable labels.
 
     The labels are mined from the activation maps of a trained network, held fixed, and reduced to the map by the
@@ -134,17 +140,24 @@ class AffinityTask:
     """
 
     def __init__(self, network: Any, labeller: Any, rule: RegionRule, scales: Sequence[float], radius: int) -> None:
-        self.network, self.rule, self.radius = network, rule, radius
+        super().__init__(network)
+        self.rule, self.radius = rule, radius
         self.labeller = labeller.eval().requires_grad_(False)
         self.cam = {"scales": list(scales), "average": "image", "dropout": False}
 
-    def losses(self, batch: Batch, progress: float) -> Mapping[str, Tensor]:
-        """Loss terms of a batch with `images` (N,3,H,W) 0..255, `present` (N,C) and `valid` (N,H,W)."""
+    def prepare(self, batch: Batch) -> Batch:
+        """The batch, which has `present` (N,C) and `valid` (N,H,W), with its mined labels, (N,H,W) int64 `mined`."""
         images = self.network.normalize(batch["images"])
         labels = mined_labels(self.labeller.to(images.device), self.rule, self.cam, batch, images)
+        return {**batch, "mined": labels}
+
+    def losses(self, batch: Batch, progress: float) -> Mapping[str, Term]:
+        """Loss terms of a prepared batch with `images` (N,3,H,W) 0..255."""
         with record_function("rrm.forward"):
-            features = self.network(images).float()
+            features = self.network(self.network.normalize(batch["images"])).float()
         with record_function("rrm.affinity"):
             size = (int(features.shape[2]), int(features.shape[3]))
-            on_map = F.interpolate(labels[:, None].float(), size=size)[:, 0].long()
-            return affinity_losses(pair_affinities(features, self.radius), pair_kinds(on_map, self.radius))
+            on_map = F.interpolate(batch["mined"][:, None].float(), size=size)[:, 0].long()
+            kinds = pair_kinds(on_map, self.radius)
+            means = affinity_losses(pair_affinities(features, self.radius), kinds)
+            return {name: mean_term(mean, (kinds == _PAIRS[name]).sum()) for name, mean in means.items()}

@@ -119,12 +119,16 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_THREADS.clear)  # a forked process has none of these threads
 
 
-def _prepare_worker() -> None:
-    """One thread each; signals are the parent's affair.
+def prepare_worker(number: int = 0) -> None:
+    """Set up a process that works for another one: one thread; signals are the parent's affair.
 
     A batch system sends signals to the whole group, and a trainer still needs its workers for the step it is in. A
     worker ends with its parent, whatever ended that.
+
+    Args:
+        number: not used; `DataLoader` gives each of its workers one.
     """
+    del number
     prepare_process(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -195,7 +199,7 @@ class WorkerPool:
     def _started(self) -> ProcessPoolExecutor:
         if self._executor is None:
             context = multiprocessing.get_context("spawn")
-            self._executor = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_prepare_worker)
+            self._executor = ProcessPoolExecutor(self.workers, mp_context=context, initializer=prepare_worker)
         return self._executor
 
     def close(self) -> None:

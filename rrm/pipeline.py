@@ -19,12 +19,16 @@ SPLITS = ("train", "val", "test", "submission")
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: module `rrm.stages.<module>`, its named input files and the wildcards its options depend on."""
+    """One stage: module `rrm.stages.<module>`, its named input files and the wildcards its options depend on.
+
+    `trains` says whether it runs the training loop, which several processes can share.
+    """
 
     module: str
     inputs: tuple[str, ...]
     wildcards: tuple[str, ...]
     help: str
+    trains: bool = False
 
 
 STAGES: Mapping[str, Stage] = {
@@ -33,20 +37,32 @@ STAGES: Mapping[str, Stage] = {
     "pack-photos": Stage("pack_photos", (), (), "pack photos and image-level labels of all splits"),
     "pack-masks": Stage("pack_masks", (), ("split",), "pack the masks of one split"),
     "sparse-labels": Stage("sparse_labels", ("masks",), ("labels",), "scribbles or boxes derived from training masks"),
-    "classifier": Stage("classifier", ("photos",), ("seed",), "train the classification branch (warm start)"),
-    "one-step": Stage("one_step", ("photos", "start"), ("seed", "model"), "one-step RRM training"),
-    "method": Stage("method", ("photos", "start"), ("seed", "model"), "train another weakly supervised method"),
+    "classifier": Stage(
+        "classifier", ("photos",), ("seed",), "train the classification branch (warm start)", trains=True
+    ),
+    "one-step": Stage("one_step", ("photos", "start"), ("seed", "model"), "one-step RRM training", trains=True),
+    "method": Stage(
+        "method", ("photos", "start"), ("seed", "model"), "train another weakly supervised method", trains=True
+    ),
     "affinity": Stage(
-        "affinity", ("photos", "model"), ("seed", "masks"), "train the affinities of a set's random walk"
+        "affinity", ("photos", "model"), ("seed", "masks"), "train the affinities of a set's random walk", trains=True
     ),
     "pseudo-masks": Stage(
         "pseudo_masks", ("photos", "model", "affinity"), ("seed", "masks"), "a set of pseudo masks of training photos"
     ),
     "step-two": Stage(
-        "step_two", ("photos", "masks", "start"), ("seed", "model"), "train a segmentation network on pseudo masks"
+        "step_two",
+        ("photos", "masks", "start"),
+        ("seed", "model"),
+        "train a segmentation network on pseudo masks",
+        trains=True,
     ),
     "bound": Stage(
-        "bound", ("photos", "masks", "start"), ("seed", "model"), "the same on masks: a fully supervised bound"
+        "bound",
+        ("photos", "masks", "start"),
+        ("seed", "model"),
+        "the same on masks: a fully supervised bound",
+        trains=True,
     ),
     "predict": Stage("predict", ("photos", "model"), ("model", "split"), "class probabilities of a split"),
     "evaluate": Stage(

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from rrm.cam import multi_scale_cam, normalize_cam, resize
-from rrm.losses import DenseEnergyLoss, balanced_cross_entropy, classification_loss
+from rrm.losses import DenseEnergyLoss, classification_loss, cross_entropy_counts, cross_entropy_term
 from rrm.regions import RegionRule
-from rrm.training import Batch
+from rrm.terms import Term, images_in, mean_term
+from rrm.training import Batch, Counts, Task
 
 
 @contextmanager
@@ -45,7 +46,7 @@ def evaluation_mode(network: nn.Module, keep_dropout: bool = False) -> Iterator[
             module.training = training
 
 
-class ClassificationTask:
+class ClassificationTask(Task):
     """Trains the classification branch on image-level labels.
 
     Args:
@@ -54,13 +55,17 @@ class ClassificationTask:
     """
 
     def __init__(self, network: Any, loss: str) -> None:
-        self.network = network
+        super().__init__(network)
         self.loss = loss
 
-    def losses(self, batch: Batch, progress: float) -> Mapping[str, Tensor]:
+    def counts(self, batch: Batch) -> Counts:
+        return {"classification": images_in(batch["images"])}
+
+    def losses(self, batch: Batch, progress: float) -> Mapping[str, Term]:
         """The classification loss of a batch with `images` (N,3,H,W) 0..255 and `present` (N,C)."""
         logits = self.network.forward_classification(self.network.normalize(batch["images"])).class_logits
-        return {"classification": classification_loss(logits.float(), batch["present"], self.loss)}
+        loss = classification_loss(logits.float(), batch["present"], self.loss)
+        return {"classification": mean_term(loss, len(logits))}
 
 
 class _RampedEnergy:
@@ -71,12 +76,13 @@ class _RampedEnergy:
         self.ramp = values.pop("ramp", 0)
         self.loss = DenseEnergyLoss(**values) if values["weight"] > 0 else None
 
-    def __call__(self, batch: Batch, logits: Tensor, labels: Tensor, progress: float) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch, logits: Tensor, labels: Tensor, progress: float) -> dict[str, Term]:
         if self.loss is None:
             return {}
         probabilities = (logits if self.loss.grid is None else resize(logits, self.loss.grid)).softmax(1)
         factor = min(1.0, progress / self.ramp) if self.ramp > 0 else 1.0
-        return {"energy": factor * self.loss(batch["images"], probabilities, batch["valid"], labels)}
+        energy = self.loss(batch["images"], probabilities, batch["valid"], labels)
+        return {"energy": mean_term(factor * energy, len(logits))}
 
 
 def mined_labels(network: Any, rule: RegionRule, cam: Mapping[str, Any], batch: Batch, images: Tensor) -> Tensor:
@@ -101,7 +107,7 @@ def mined_labels(network: Any, rule: RegionRule, cam: Mapping[str, Any], batch: 
         return rule.mine(photos, scores, batch["present"], batch["valid"]).long()
 
 
-class OneStepTask:
+class OneStepTask(Task):
     """One-step RRM: both branches, labels mined from the current CAMs at each step (Algorithm 1).
 
     Args:
@@ -120,24 +126,34 @@ class OneStepTask:
         losses: Mapping[str, str],
         energy: Mapping[str, Any],
     ) -> None:
-        self.network, self.rule, self.cam, self.kinds = network, rule, cam, losses
+        super().__init__(network)
+        self.rule, self.cam, self.kinds = rule, cam, losses
         self.energy = _RampedEnergy(energy)
 
-    def losses(self, batch: Batch, progress: float) -> Mapping[str, Tensor]:
-        """Classification loss, cross-entropy on the mined labels and energy of a batch."""
+    def prepare(self, batch: Batch) -> Batch:
+        """The batch with its mined labels, (N,H,W) int64 `mined`."""
         images = self.network.normalize(batch["images"])
-        labels = mined_labels(self.network, self.rule, self.cam, batch, images)
+        return {**batch, "mined": mined_labels(self.network, self.rule, self.cam, batch, images)}
+
+    def counts(self, batch: Batch) -> Counts:
+        images = images_in(batch["images"])
+        pixels = cross_entropy_counts(batch["mined"], self.kinds["cross_entropy"])
+        return {"classification": images, "cross_entropy": pixels, "energy": images}
+
+    def losses(self, batch: Batch, progress: float) -> Mapping[str, Term]:
+        """Classification loss, cross-entropy on the mined labels and energy of a prepared batch."""
+        labels = batch["mined"]
         with record_function("rrm.forward"):
-            output = self.network(images)
+            output = self.network(self.network.normalize(batch["images"]))
         with record_function("rrm.cross_entropy"):
             logits = resize(output.segmentation.float(), (labels.shape[1], labels.shape[2]))
-            cross_entropy = balanced_cross_entropy(logits, labels, self.kinds["cross_entropy"])
+            cross_entropy = cross_entropy_term(logits, labels, self.kinds["cross_entropy"])
         with record_function("rrm.classification"):
             scores = output.class_logits.float()
-            classification = classification_loss(scores, batch["present"], self.kinds["classification"])
+            loss = classification_loss(scores, batch["present"], self.kinds["classification"])
         with record_function("rrm.energy"):
             energy = self.energy(batch, logits, labels, progress)
-        return {"classification": classification, "cross_entropy": cross_entropy, **energy}
+        return {"classification": mean_term(loss, len(labels)), "cross_entropy": cross_entropy, **energy}
 
 
 def multi_scale_logits(forward: Callable[[Tensor], Tensor], images: Tensor, scales: Sequence[float]) -> list[Tensor]:
@@ -151,7 +167,7 @@ def multi_scale_logits(forward: Callable[[Tensor], Tensor], images: Tensor, scal
     return [*logits, torch.stack(logits).amax(0)] if len(logits) > 1 else logits
 
 
-class SegmentationTask:
+class SegmentationTask(Task):
     """Trains a segmentation network on given masks, pseudo or true.
 
     Args:
@@ -168,14 +184,20 @@ class SegmentationTask:
         scales: Sequence[float] = (1.0,),
         energy: Mapping[str, Any] | None = None,
     ) -> None:
-        self.network, self.kind, self.scales = network, cross_entropy, list(scales)
+        super().__init__(network)
+        self.kind, self.scales = cross_entropy, list(scales)
         self.energy = _RampedEnergy(energy)
 
-    def losses(self, batch: Batch, progress: float) -> Mapping[str, Tensor]:
+    def counts(self, batch: Batch) -> Counts:
+        pixels = cross_entropy_counts(batch["labels"], self.kind)
+        return {"cross_entropy": pixels, "energy": images_in(batch["images"])}
+
+    def losses(self, batch: Batch, progress: float) -> Mapping[str, Term]:
         """Cross-entropy summed over scales, and energy, of a batch with `images`, `labels` and `valid`."""
         labels = batch["labels"]
         logits = multi_scale_logits(
             self.network.forward_segmentation, self.network.normalize(batch["images"]), self.scales
         )
-        terms = torch.stack([balanced_cross_entropy(each, labels, self.kind) for each in logits])
-        return {"cross_entropy": terms.sum(), **self.energy(batch, logits[-1], labels, progress)}
+        terms = [cross_entropy_term(each, labels, self.kind) for each in logits]
+        cross_entropy = Term(torch.stack([term.means for term in terms]), terms[0].counts)
+        return {"cross_entropy": cross_entropy, **self.energy(batch, logits[-1], labels, progress)}

@@ -3,6 +3,9 @@
 Batch k, its augmentation and the random numbers of step k (dropout) are functions of (seed, k) alone. So the network,
 the optimiser and the step are the whole state: a run that was killed at any moment goes on from its last checkpoint to
 the same weights as an undisturbed one (on the CPU, to the bit).
+
+A batch may be split into parts, and each part's share over several processes (`rrm.distributed`). Either way the means
+of the loss are those of the whole batch (`rrm.terms`), and so are the gradients.
 """
 
 from __future__ import annotations
@@ -11,40 +14,78 @@ import hashlib
 import json
 import math
 import signal
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from rrm.distributed import (
+    average_statistics,
+    is_first,
+    meet,
+    processes,
+    rank,
+    same_everywhere,
+    share_batch_norm,
+    sum_gradients,
+    tell,
+    total,
+)
 from rrm.errors import RRMError
 from rrm.progress import Progress
 from rrm.schedules import set_learning_rate
 from rrm.store import atomic_path
+from rrm.terms import Term
 
 FORMAT = "rrm-weights-1"
 Batch = dict[str, Any]
+Counts = Mapping[str, Tensor | None]
+"""Counts of `rrm.terms.Term`, by the name of the term."""
 
 
-class Task(Protocol):
-    """What is trained: a network and the loss terms of one batch."""
+class Task:
+    """What is trained: a network and the loss terms of one batch.
 
-    network: nn.Module
+    Args:
+        network: changed by the training, in place.
+    """
 
-    def losses(self, batch: Batch, progress: float) -> Mapping[str, Tensor]:
-        """Loss terms whose sum is minimised; `progress` is the share of the steps done, 0..1."""
-        ...
+    def __init__(self, network: Any) -> None:
+        self.network = network
+
+    def prepare(self, batch: Batch) -> Batch:
+        """The batch with what `losses` and `counts` need and no gradient goes through, such as mined labels."""
+        return batch
+
+    def losses(self, batch: Batch, progress: float) -> Mapping[str, Term]:
+        """Loss terms of a prepared batch, whose sum is minimised; `progress` is the share of the steps done, 0..1."""
+        raise NotImplementedError
+
+    def counts(self, batch: Batch) -> Counts:
+        """The counts of the terms of a prepared batch; asked for where a batch is split, before the losses of a part.
+
+        Here the losses are computed for them, without gradients; a task that knows its counts says them.
+        """
+        kept = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
+        with torch.no_grad():
+            terms = self.losses(batch, 0.0)
+            for buffer, before in kept:
+                buffer.copy_(before)
+        return {name: term.counts for name, term in terms.items()}
 
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """Options of the loop (see `rrm.config.Training`); `device` is a torch device name."""
+    """Options of the loop (see `rrm.config.Training`); `device` is a torch device name.
+
+    `batch_size` is that of the whole batch, over all its parts and all processes.
+    """
 
     steps: int
     batch_size: int
@@ -59,14 +100,15 @@ class LoopOptions:
     log_seconds: float = 10.0
 
 
-def step_seed(seed: int, step: int) -> int:
-    """Seed of the random numbers of one step.
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """Seed of the random numbers of one step, in one of several processes.
 
     Example:
         >>> step_seed(0, 1) != step_seed(0, 2) and 0 <= step_seed(0, 1) < 2**63
         True
     """
-    digest = hashlib.blake2b(f"{seed}:{step}".encode(), digest_size=8).digest()
+    text = f"{seed}:{step}:{rank}" if rank else f"{seed}:{step}"
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
@@ -141,7 +183,7 @@ class Run:
         try:
             state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged checkpoint costs time, not the result
-            print(f"{self.checkpoint}: not readable ({type(error).__name__}): starting from step 0", file=sys.stderr)
+            tell(f"{self.checkpoint}: not readable ({type(error).__name__}): starting from step 0")
             return None
         return state
 
@@ -179,10 +221,11 @@ class _StopRequest:
 
 
 class _Recorder:
-    """Scalars of each step to the JSONL history and to TensorBoard, where it is installed."""
+    """Scalars of each step to the progress lines, the JSONL history and TensorBoard, where it is installed."""
 
-    def __init__(self, run: Run, start: int) -> None:
+    def __init__(self, run: Run, start: int, progress: Progress) -> None:
         run.keep_history_before(start)
+        self._progress = progress
         self._file = run.history.open("a", encoding="utf-8")
         self._board: Any = None
         try:
@@ -195,6 +238,7 @@ class _Recorder:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._progress.close()
         self._file.close()
         if self._board is not None:
             self._board.close()
@@ -205,16 +249,25 @@ class _Recorder:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
+        self._progress.update(1, values)
 
 
-def _split(batch: Batch, parts: int) -> Iterable[tuple[Batch, float]]:
-    """Equal parts of a batch, each with its share of the images."""
+def _split(batch: Batch, parts: int) -> Iterator[Batch]:
+    """Equal parts of a batch."""
     count = len(batch["images"])
     size = math.ceil(count / parts)
     for begin in range(0, count, size):
-        end = min(begin + size, count)
-        cut = {k: v[begin:end] if isinstance(v, Tensor | list) else v for k, v in batch.items()}
-        yield cut, (end - begin) / count
+        yield {k: v[begin : begin + size] if isinstance(v, Tensor | list) else v for k, v in batch.items()}
+
+
+def _summed(counts: Sequence[Counts]) -> Counts:
+    """Counts of the whole batch: over the parts here and over all processes."""
+    parts = [{name: each for name, each in part.items() if each is not None} for part in counts]
+    here = {name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]}
+    if not here:
+        return {}
+    sums = torch.split(total(torch.cat(list(here.values()))), [len(each) for each in here.values()])
+    return dict(zip(here, sums, strict=True))
 
 
 def _to_device(batch: Batch, device: str) -> Batch:
@@ -243,22 +296,38 @@ class _Stepper:
         self.dtype = torch.float16 if options.precision == "float16" else torch.bfloat16
         self.scaler = torch.amp.GradScaler(options.device, enabled=self.half and self.dtype == torch.float16)
 
-    def __call__(self, batch: Batch, step: int) -> dict[str, float]:
-        options = self.options
-        torch.manual_seed(step_seed(options.seed, step))
+    def __call__(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Make the gradients of a step; gives what this process adds to each term, float64."""
+        torch.manual_seed(step_seed(self.options.seed, step, rank()))
         self.optimizer.zero_grad(set_to_none=True)
-        sums: dict[str, float] = {}
         with record_function("rrm.transfer"):
-            batch = _to_device(batch, options.device)
-        for part, share in _split(batch, options.accumulate):
-            with torch.autocast(options.device, dtype=self.dtype, enabled=self.half):
-                terms = self.task.losses(part, step / options.steps)
+            batch = _to_device(batch, self.options.device)
+        with self._autocast():
+            parts = [self.task.prepare(part) for part in _split(batch, self.options.accumulate)]
+        whole = self._counts(parts) if len(parts) > 1 else None
+        sums: dict[str, Tensor] = {}
+        for part in parts:
+            with self._autocast():
+                terms = self.task.losses(part, step / self.options.steps)
+            if whole is None:
+                whole = _summed([{name: term.counts for name, term in terms.items()}])
+            added = {name: term.part(whole.get(name)).float() for name, term in terms.items()}
             with record_function("rrm.backward"):
-                total = torch.stack([term.float() for term in terms.values()]).sum()
-                self.scaler.scale(total * share).backward()  # type: ignore[no-untyped-call]
-            for name, term in terms.items():
-                sums[name] = sums.get(name, 0.0) + float(term.detach()) * share
+                self.scaler.scale(torch.stack(list(added.values())).sum()).backward()  # type: ignore[no-untyped-call]
+            for name, value in added.items():
+                sums[name] = sums.get(name, 0) + value.detach().double()
+        sum_gradients(self.task.network.parameters())
+        average_statistics(self.task.network)
         return sums
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.options.device, dtype=self.dtype, enabled=self.half)
+
+    def _counts(self, parts: Sequence[Batch]) -> Counts:
+        """Counts of the whole batch before the losses of its parts; these draw the same random numbers as without."""
+        devices = [torch.cuda.current_device()] if self.options.device == "cuda" else []
+        with torch.random.fork_rng(devices), self._autocast():
+            return _summed([self.task.counts(part) for part in parts])
 
     def apply(self) -> None:
         """Use the gradients of the last call."""
@@ -280,12 +349,24 @@ def _state(task: Task, stepper: _Stepper, step: int) -> dict[str, Any]:
 
 def _resume(task: Task, stepper: _Stepper, run: Run) -> int:
     state = run.load()
-    if state is None:
-        return 0
-    task.network.load_state_dict(state["network"])
-    stepper.optimizer.load_state_dict(state["optimizer"])
-    stepper.scaler.load_state_dict(state["scaler"])
-    return int(state["step"])
+    step = 0 if state is None else int(state["step"])
+    if not same_everywhere(step):
+        raise RRMError(
+            f"{run.checkpoint}: expected the same checkpoint in all {processes()} processes, got another one: write to "
+            "a file system that all machines share"
+        )
+    if state is not None:
+        task.network.load_state_dict(state["network"])
+        stepper.optimizer.load_state_dict(state["optimizer"])
+        stepper.scaler.load_state_dict(state["scaler"])
+    return step
+
+
+def _agreed(terms: Mapping[str, Tensor], stop: bool) -> tuple[dict[str, float], bool]:
+    """Terms of the whole batch, and whether any process was told to stop."""
+    numbers = torch.stack([*terms.values(), next(iter(terms.values())).new_full((), stop)])
+    *values, stops = total(numbers).tolist()
+    return dict(zip(terms, values, strict=True)), stops > 0
 
 
 def fit(
@@ -298,9 +379,12 @@ def fit(
 ) -> None:
     """Train `task.network` in place for `options.steps` steps, from the run's checkpoint where there is one.
 
+    Of several processes (`rrm.distributed.joined`) the first one writes; the networks of all stay the same.
+
     Args:
         task: network and losses.
-        batches: called with the first step that is still to be done; yields that step's batch and those after it.
+        batches: called with the first step that is still to be done; yields that step's batch and those after it, each
+            this process's part of it.
         optimizer: groups as made by `rrm.schedules.build_optimizer`.
         options: see `LoopOptions`.
         run: where checkpoints and history go.
@@ -308,35 +392,37 @@ def fit(
 
     Raises:
         RRMError: a loss is not finite; the message has the step, the terms and the last good checkpoint.
-        SystemExit: code 143 after SIGTERM, once the state is on disk.
+        SystemExit: code 143 after SIGTERM to any of the processes, once the state is on disk.
     """
     if options.device == "cpu":
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    task.network.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    task.network.to(options.device, memory_format=torch.channels_last)
     task.network.train()
+    share_batch_norm(task.network, options.device)
     stepper = _Stepper(task, optimizer, options)
     start = _resume(task, stepper, run)
-    progress = Progress(name, options.steps, done=start, seconds=options.log_seconds, unit_size=options.batch_size)
     with ExitStack() as stack:
-        stack.callback(progress.close)
         stop = stack.enter_context(_StopRequest())
-        recorder = stack.enter_context(_Recorder(run, start))
+        recorder = stack.enter_context(_recorder(run, start, options, name)) if is_first() else None
         for step, batch in zip(range(start, options.steps), batches(start), strict=False):
             lr = set_learning_rate(optimizer, step, options.steps, options.power, schedule=options.schedule)
             with record_function("rrm.step"):
-                terms = stepper(batch, step)
+                terms, stopping = _agreed(stepper(batch, step), stop.received)
                 _check_finite(terms, step, run)
                 with record_function("rrm.optimizer"):
                     stepper.apply()
-            recorder.add(step, {**terms, "lr": lr})
-            progress.update(1, {**terms, "lr": lr})
             done = step + 1
-            if done % options.checkpoint_every == 0 or done == options.steps or stop.received:
-                run.save(_state(task, stepper, done))
-            if stop.received and done < options.steps:
-                print(
-                    f"{name}: stopped by SIGTERM after step {done}; the same command goes on from there",
-                    file=sys.stderr,
-                )
+            if recorder is not None:
+                recorder.add(step, {**terms, "lr": lr})
+                if done % options.checkpoint_every == 0 or done == options.steps or stopping:
+                    run.save(_state(task, stepper, done))
+            if stopping and done < options.steps:
+                meet()  # torchrun ends all as soon as one has ended, and the first may still be writing
+                tell(f"{name}: stopped by SIGTERM after step {done}; the same command goes on from there")
                 raise SystemExit(143)
+
+
+def _recorder(run: Run, start: int, options: LoopOptions, name: str) -> _Recorder:
+    progress = Progress(name, options.steps, done=start, seconds=options.log_seconds, unit_size=options.batch_size)
+    return _Recorder(run, start, progress)

@@ -100,7 +100,7 @@ class Plan:
     def runtime(self, wildcards: Any, resources: Any) -> str:
         """Parameter `runtime`: how to run. Snakemake does not track parameters that depend on `resources`."""
         del wildcards, resources
-        return _compact(self.config.runtime.model_dump(mode="json", exclude={"threads"}))
+        return _compact(self.config.runtime.model_dump(mode="json", exclude={"threads", "processes"}))
 
     @staticmethod
     def inputs(wildcards: Any, input: Any) -> list[str]:  # noqa: A002 (Snakemake names it)
@@ -108,19 +108,35 @@ class Plan:
         del wildcards
         return [f"--in={name}={path}" for name, path in input.items() if path]
 
-    def threads(self, stage: str) -> int:
-        """Threads of a stage's job: as configured for it, or for all, or 1 (2 for what trains)."""
-        module = STAGES[stage].module
-        usual = 2 if module in ("classifier", "one_step", "method", "affinity", "step_two", "bound") else 1
-        given = self.config.runtime.threads
-        return given.get(module, given.get("default", usual))
+    def processes(self, stage: str) -> int:
+        """Processes of a stage's job: several for the training loop alone, which the linear classifier has not."""
+        linear = stage == "classifier" and self.config.classifier.linear is not None
+        return self.config.runtime.processes if STAGES[stage].trains and not linear else 1
 
-    @property
-    def gpu(self) -> int:
-        """GPUs of a job that runs a network. The driver is asked: torch would cost seconds at each call."""
+    def threads(self, stage: str) -> int:
+        """Threads of a stage's job: as configured for it, or for all, or 1 (2 for what trains), for each process."""
+        usual = 2 if STAGES[stage].trains else 1
+        given = self.config.runtime.threads
+        return given.get(STAGES[stage].module, given.get("default", usual)) * self.processes(stage)
+
+    def launch(self, stage: str) -> Callable[[Any, Any], str]:
+        """Parameter `launch`: the command that starts Python, in each process. Not tracked, as `runtime`."""
+
+        def of(wildcards: Any, resources: Any) -> str:
+            del wildcards, resources
+            count = self.processes(stage)
+            return f"torchrun --standalone --nproc-per-node {count}" if count > 1 else "python"
+
+        return of
+
+    def gpu(self, stage: str) -> int:
+        """GPUs of a job that runs a network, one a process.
+
+        The driver is asked where the configuration does not say: torch would cost seconds at each call.
+        """
         device = self.config.runtime.device
         seen = any(Path("/dev").glob("nvidia[0-9]*"))
-        return int(device == "cuda" or (device == "auto" and seen))
+        return self.processes(stage) * (device == "cuda" or (device == "auto" and seen))
 
     def pattern(self, *groups: str) -> str:
         """Regular expression of the names of the models, of all or of those that begin so (`methods/`, `step_two/`)."""

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rrm.datasets.augmentation import TrainTransform
 from rrm.errors import RRMError, RRMErrors
+from rrm.parallel import prepare_worker
 from rrm.store import Store
 
 _ORDER, _SCALE, _ITEM = 0, 1, 2  # separate the random streams that come from one seed
@@ -243,6 +244,7 @@ def train_loader(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=device.type == "cuda",
+        worker_init_fn=prepare_worker,
     )
     return TrainLoader(loader, device)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from rrm.datasets.loading import split_ids
+from rrm.distributed import is_first
 from rrm.logistic import logistic_regression, pooled_features, set_classifier
 from rrm.progress import tracked
 from rrm.stages.call import Call
@@ -47,6 +48,8 @@ def run(call: Call) -> None:
     if options["classifier"]["linear"] is None:
         task = ClassificationTask(network, options["classifier"]["loss"])
         train(call, photos, "rrm", task, options["network"], options["classifier"]["train"])
+        return
+    if not is_first():  # no loop: one process does it
         return
     _fit_branch(call, photos, network, options["classifier"]["linear"])
     save_trained(call.output, network, "rrm", photos.attrs["classes"], options["network"], call.identity())

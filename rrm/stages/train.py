@@ -12,6 +12,8 @@ import torch
 
 from rrm.datasets.augmentation import TrainTransform
 from rrm.datasets.loading import train_loader
+from rrm.distributed import is_first, processes, rank
+from rrm.errors import RRMError
 from rrm.networks import build_network, load_reference_weights, load_weights
 from rrm.schedules import build_optimizer
 from rrm.stages.call import Call
@@ -48,7 +50,7 @@ def train(
     loop: Mapping[str, Any],
     masks: Store | None = None,
 ) -> None:
-    """Run the loop for a stage and write its final weights and its history.
+    """Run the loop for a stage and write its final weights and its history; the first of several processes does.
 
     Args:
         call: the stage's call.
@@ -58,6 +60,9 @@ def train(
         network_options: config section `network`.
         loop: config section `train`.
         masks: store of labels, where the task needs them.
+
+    Raises:
+        RRMError: the batch cannot be divided among the processes, and what `rrm.training.fit` raises.
     """
     identity = call.identity()
     run = Run(call.output.with_suffix(".checkpoints"), identity)
@@ -65,15 +70,23 @@ def train(
     batches = functools.partial(_batches, photos, masks, call, loop)
     optimizer = _optimizer(task.network, loop["optimizer"])
     fit(task, batches, optimizer, options, run, name=call.output.parent.name + "/" + call.output.stem)
+    if not is_first():
+        return
     save_trained(call.output, task.network, kind, photos.attrs["classes"], network_options, identity)
     with atomic_path(call.output.with_suffix(".history.jsonl")) as temporary:
         shutil.copyfile(run.history, temporary)
 
 
 def _loop_options(call: Call, loop: Mapping[str, Any]) -> LoopOptions:
+    size, parts = loop["batch_size"], processes() * loop["accumulate"]
+    if processes() > 1 and size % parts:
+        raise RRMError(
+            f"batch_size: expected a multiple of {parts} ({processes()} processes, accumulate {loop['accumulate']}), "
+            f"got {size}: change one of the three"
+        )
     return LoopOptions(
         steps=loop["steps"],
-        batch_size=loop["batch_size"],
+        batch_size=size,
         seed=call.options["seed"],
         accumulate=loop["accumulate"],
         precision=loop["precision"],
@@ -105,4 +118,6 @@ def _batches(photos: Store, masks: Store | None, call: Call, loop: Mapping[str, 
         start_step=start,
         steps=loop["steps"],
         workers=call.runtime["workers"],
+        rank=rank(),
+        world_size=processes(),
     )

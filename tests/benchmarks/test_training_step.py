@@ -55,7 +55,7 @@ def test_scopes_are_seen_by_profilers(folder: Path) -> None:
     task = training_step.tasks(training_step.options("reference", "small", [], changes))["rrm"]
     batch = training_step.batch_of(folder, 1, 32, pinned=False)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
-        task.losses(batch, 0.0)
+        task.losses(task.prepare(batch), 0.0)
     names = {event.key.removeprefix("rrm.") for event in seen.key_averages() if event.key.startswith("rrm.")}
     assert names == PARTS - {"transfer", "backward", "optimizer"}
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rrm.errors import RRMError
+from rrm.losses import cross_entropy_term
 from rrm.schedules import build_optimizer
-from rrm.training import LoopOptions, Run, fit, read_weights, save_weights, step_seed
+from rrm.terms import Term, mean_term
+from rrm.training import LoopOptions, Run, Task, _Stepper, fit, read_weights, save_weights, step_seed
 
 STEPS = 7
 
@@ -26,13 +28,13 @@ class _Net(nn.Module):
         self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Conv2d(4, 2, 1))
 
 
-class _RegressionTask:
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
-
-    def losses(self, batch: dict[str, Any], progress: float) -> Mapping[str, Tensor]:
-        out = self.network.body(batch["images"])  # type: ignore[operator]
-        return {"square": out.square().mean(), "mean": (out.mean() - progress).abs()}
+class _RegressionTask(Task):
+    def losses(self, batch: dict[str, Any], progress: float) -> Mapping[str, Term]:
+        out = self.network.body(batch["images"])
+        return {
+            "square": mean_term(out.square().mean(), len(out)),
+            "mean": mean_term((out - progress).mean(), len(out)),
+        }
 
 
 def _batches(start: int) -> Iterator[dict[str, Any]]:
@@ -106,27 +108,32 @@ def test_accumulation_covers_the_batch(tmp_path: Path) -> None:
     assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
 
 
-def test_accumulated_gradient_equals_the_whole_batch_without_batch_statistics() -> None:
-    from rrm.training import _Stepper
+class _PixelTask(Task):
+    """Cross-entropy on labels of which the images have different numbers, the last one none, and a mean over images."""
 
+    mode = "balanced"
+
+    def losses(self, batch: dict[str, Any], progress: float) -> Mapping[str, Term]:
+        logits = self.network(batch["images"])
+        cross_entropy = cross_entropy_term(logits, batch["labels"], self.mode)
+        return {"cross_entropy": cross_entropy, "square": mean_term(logits.square().mean(), len(logits))}
+
+
+@pytest.mark.parametrize("mode", ["balanced", "mean", "sum"])
+def test_accumulated_gradient_equals_that_of_the_whole_batch(mode: str) -> None:
     torch.manual_seed(0)
-    layer = nn.Conv2d(3, 2, 1)
-
-    class Task:
-        network = layer
-
-        def losses(self, batch: dict[str, Any], progress: float) -> Mapping[str, Tensor]:
-            return {"square": layer(batch["images"]).square().mean()}
-
-    grads = []
-    for accumulate in (1, 2, 4):
-        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    task = _PixelTask(nn.Conv2d(3, 2, 1))
+    task.mode = mode
+    labels = torch.full((4, 8, 8), 255)
+    labels[0, :5], labels[0, 5:], labels[1, :2], labels[2, 0, 0] = 0, 1, 1, 0
+    batch = {**next(iter(_batches(0))), "labels": labels}
+    found = []
+    for accumulate in (1, 2, 3, 4):
         options = LoopOptions(steps=1, batch_size=4, seed=0, accumulate=accumulate)
-        _Stepper(Task(), optimizer, options)(next(_batches(0)), 0)
-        assert layer.weight.grad is not None
-        grads.append(layer.weight.grad.clone())
-    torch.testing.assert_close(grads[1], grads[0])
-    torch.testing.assert_close(grads[2], grads[0])
+        values = _Stepper(task, torch.optim.SGD(task.network.parameters(), lr=0.1), options)(batch, 0)
+        found.append({**values, "gradient": task.network.weight.grad.double()})
+    for each in found[1:]:
+        torch.testing.assert_close(each, found[0], rtol=1e-5, atol=1e-6)
 
 
 def test_weights_file_round_trip_and_refusals(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from rrm.crf import DenseCRF
 from rrm.method_tasks import AffinityTask, DSRGTask, EMAdaptTask, SECTask, valid_at
 from rrm.networks import build_network
 from rrm.regions import RegionRule
-from tests.training.test_tasks import HOSTILE, SIDE, _batch, _network
+from tests.training.test_tasks import HOSTILE, SIDE, _batch, _network, totals
 
 SEEDS = {"scales": [0.5, 1.0], "foreground": 0.4, "background": 0.3}
 DECAYS = {"foreground_decay": 0.996, "absent_decay": 0.999, "background_decay": 0.99}
@@ -26,7 +26,7 @@ TASKS: dict[str, Callable[[Any], Any]] = {
 
 
 def _total(task: Any, batch: dict[str, Any]) -> torch.Tensor:
-    return torch.stack(list(task.losses(batch, 0.5).values())).sum()
+    return torch.stack(list(totals(task, batch).values())).sum()
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -63,7 +63,7 @@ def test_a_few_steps_lower_the_loss(name: str) -> None:
 def test_half_precision_scores() -> None:
     network = _network()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        terms = EMAdaptTask(network, {}).losses(_batch(), 0.0)
+        terms = totals(EMAdaptTask(network, {}), _batch())
     assert terms["cross_entropy"].dtype == torch.float32 and torch.isfinite(terms["cross_entropy"])
 
 
@@ -72,8 +72,8 @@ def test_padding_has_no_loss() -> None:
     batch = _batch()
     nothing = _batch(valid=torch.zeros(2, SIDE, SIDE, dtype=torch.bool))
     task = EMAdaptTask(network, {})
-    assert float(task.losses(nothing, 0.0)["cross_entropy"].detach()) == 0
-    assert float(task.losses(batch, 0.0)["cross_entropy"].detach()) > 0
+    assert float(totals(task, nothing)["cross_entropy"].detach()) == 0
+    assert float(totals(task, batch)["cross_entropy"].detach()) > 0
     assert valid_at(nothing["valid"], (4, 4)).shape == (2, 4, 4)
 
 

@@ -20,6 +20,7 @@ from rrm.tasks import (
     mined_labels,
     multi_scale_logits,
 )
+from rrm.training import Task
 
 SIDE, CLASSES = 32, 3
 
@@ -40,6 +41,11 @@ def _batch(count: int = 2, **changes: torch.Tensor) -> dict[str, Any]:
         "ids": [str(k) for k in range(count)],
     }
     return batch | changes
+
+
+def totals(task: Task, batch: dict[str, Any], progress: float = 0.5) -> dict[str, torch.Tensor]:
+    """The terms of a batch that is not split."""
+    return {name: term.total for name, term in task.losses(task.prepare(batch), progress).items()}
 
 
 def _one_step(recipe: str, network: Any) -> OneStepTask:
@@ -63,7 +69,8 @@ HOSTILE = {
 @pytest.mark.parametrize("case", HOSTILE)
 def test_one_step_is_finite_and_trains_both_branches(recipe: str, case: str) -> None:
     network = _network()
-    terms = _one_step(recipe, network).losses(_batch(**HOSTILE[case]), progress=0.5)
+    task = _one_step(recipe, network)
+    terms = totals(task, _batch(**HOSTILE[case]))
     assert set(terms) == {"classification", "cross_entropy", "energy"}
     torch.stack(list(terms.values())).sum().backward()
     for name, parameter in network.named_parameters():
@@ -97,13 +104,13 @@ def test_mined_labels_are_present_classes() -> None:
 def test_weight_zero_has_no_energy_term_and_a_ramp_starts_at_nothing() -> None:
     network = _network("segmentation")
     energy = {"weight": 1.0, "grid": 8, "form": "paper", "normalize": "row", "include_self": True, "gradient": "exact"}
-    terms = [SegmentationTask(network, "mean", energy=e).losses(_batch(), 0.5) for e in (None, energy | {"weight": 0})]
+    terms = [totals(SegmentationTask(network, "mean", energy=e), _batch()) for e in (None, energy | {"weight": 0})]
     assert all(set(each) == {"cross_entropy"} for each in terms)
     ramped = SegmentationTask(network, "mean", energy=energy | {"ramp": 1.0})
     plain = SegmentationTask(network, "mean", energy=energy)
-    assert float(ramped.losses(_batch(), 0.0)["energy"].detach()) == 0
+    assert float(totals(ramped, _batch(), 0.0)["energy"].detach()) == 0
     with evaluation_mode(network):
-        half, whole = (float(task.losses(_batch(), 0.5)["energy"].detach()) for task in (ramped, plain))
+        half, whole = (float(totals(task, _batch())["energy"].detach()) for task in (ramped, plain))
     assert half == pytest.approx(whole / 2)
 
 
@@ -118,6 +125,6 @@ def test_multi_scale_logits_end_with_their_maximum() -> None:
 
 def test_classification_alone_leaves_the_segmentation_branch() -> None:
     network = _network()
-    ClassificationTask(network, "multilabel-soft-margin").losses(_batch(), 0.0)["classification"].backward()
+    totals(ClassificationTask(network, "multilabel-soft-margin"), _batch())["classification"].backward()
     assert network.fc8.weight.grad is not None
     assert all(parameter.grad is None for parameter in network.head.parameters())

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.workflow.project import Project, small_config
+from workflow.plan import Plan
 
 TABLE = {"table3.csv", "table4.csv", "table5.csv", "comparisons.csv"}
 PREDICTIONS = {"figure4.png", "failures.png"}
@@ -165,10 +166,22 @@ def test_a_walk_replans_its_masks_and_its_training_the_affinities_too(clone: Pro
         assert clone.planned() == expected, key
 
 
+def test_processes_are_for_the_training_loop() -> None:
+    config = put(small_config(), "runtime", {"device": "cuda", "processes": 4, "threads": {"one_step": 3}})
+    for section in (config["classifier"]["train"], config["one_step"]["train"]):
+        section["batch_size"] = 8
+    plan = Plan(put(config, "methods", {}) | {"step_two": {}, "bounds": {}}, "test")
+    commands = {stage: plan.launch(stage)(None, None) for stage in ("one-step", "predict")}
+    assert commands == {"one-step": "torchrun --standalone --nproc-per-node 4", "predict": "python"}
+    assert [plan.gpu(stage) for stage in ("one-step", "predict")] == [4, 1]
+    assert [plan.threads(stage) for stage in ("one-step", "classifier", "predict")] == [12, 8, 1]
+
+
 def test_how_to_run_and_mere_text_replan_nothing(finished: Project) -> None:
     config = small_config()
     config["runtime"] = {
         "device": "cpu",
+        "processes": 2,
         "threads": {"one_step": 5},
         "workers": 3,
         "crf_workers": 0,
@@ -180,7 +193,7 @@ def test_how_to_run_and_mere_text_replan_nothing(finished: Project) -> None:
         docstring = ast.get_docstring(ast.parse(text), clean=False)
         path.write_text(text.replace(docstring or "", "Another text.\n", 1) + "\n# a remark\n")
     rules = finished.root / "workflow" / "rules" / "training.smk"
-    rules.write_text(rules.read_text().replace("python -m rrm", "exec python -m rrm"))
+    rules.write_text(rules.read_text().replace("{params.launch} -m rrm", "exec {params.launch} -m rrm"))
     assert finished.planned() == set()
 
 

@@ -15,7 +15,7 @@ rule predict:
         "../envs/rrm.yml"
     threads: PLAN.threads("predict")
     resources:
-        gpu=PLAN.gpu,
+        gpu=PLAN.gpu("predict"),
     params:
         options=PLAN.options("predict"),
         code=PLAN.code("predict"),

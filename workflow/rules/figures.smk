@@ -16,7 +16,7 @@ rule figure2:
         "../envs/rrm.yml"
     threads: PLAN.threads("figure2")
     resources:
-        gpu=PLAN.gpu,
+        gpu=PLAN.gpu("figure2"),
     params:
         options=PLAN.options("figure2"),
         code=PLAN.code("figure2"),
@@ -42,7 +42,7 @@ rule figure3:
         "../envs/rrm.yml"
     threads: PLAN.threads("figure3")
     resources:
-        gpu=PLAN.gpu,
+        gpu=PLAN.gpu("figure3"),
     params:
         options=PLAN.options("figure3"),
         code=PLAN.code("figure3"),

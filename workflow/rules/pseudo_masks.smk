@@ -17,14 +17,15 @@ rule affinity:
         "../envs/rrm.yml"
     threads: PLAN.threads("affinity")
     resources:
-        gpu=PLAN.gpu,
+        gpu=PLAN.gpu("affinity"),
     params:
         options=PLAN.options("affinity"),
         code=PLAN.code("affinity"),
         inputs=PLAN.inputs,
         runtime=PLAN.runtime,
+        launch=PLAN.launch("affinity"),
     shell:
-        "python -m rrm affinity {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
+        "{params.launch} -m rrm affinity {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
         " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
 
 
@@ -44,7 +45,7 @@ rule pseudo_masks:
         "../envs/rrm.yml"
     threads: PLAN.threads("pseudo-masks")
     resources:
-        gpu=PLAN.gpu,
+        gpu=PLAN.gpu("pseudo-masks"),
     params:
         options=PLAN.options("pseudo-masks"),
         code=PLAN.code("pseudo-masks"),

@@ -128,7 +128,7 @@ rule label_quality:
         "../envs/rrm.yml"
     threads: PLAN.threads("label-quality")
     resources:
-        gpu=PLAN.gpu,
+        gpu=PLAN.gpu("label-quality"),
     params:
         options=PLAN.options("label-quality"),
         code=PLAN.code("label-quality"),

@@ -17,14 +17,15 @@ rule classifier:
         "../envs/rrm.yml"
     threads: PLAN.threads("classifier")
     resources:
-        gpu=PLAN.gpu,
+        gpu=PLAN.gpu("classifier"),
     params:
         options=PLAN.options("classifier"),
         code=PLAN.code("classifier"),
         inputs=PLAN.inputs,
         runtime=PLAN.runtime,
+        launch=PLAN.launch("classifier"),
     shell:
-        "python -m rrm classifier {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
+        "{params.launch} -m rrm classifier {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
         " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
 
 
@@ -45,14 +46,15 @@ rule one_step:
         "../envs/rrm.yml"
     threads: PLAN.threads("one-step")
     resources:
-        gpu=PLAN.gpu,
+        gpu=PLAN.gpu("one-step"),
     params:
         options=PLAN.options("one-step"),
         code=PLAN.code("one-step"),
         inputs=PLAN.inputs,
         runtime=PLAN.runtime,
+        launch=PLAN.launch("one-step"),
     shell:
-        "python -m rrm one-step {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
+        "{params.launch} -m rrm one-step {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
         " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
 
 
@@ -72,14 +74,15 @@ rule method:
         "../envs/rrm.yml"
     threads: PLAN.threads("method")
     resources:
-        gpu=PLAN.gpu,
+        gpu=PLAN.gpu("method"),
     params:
         options=PLAN.options("method"),
         code=PLAN.code("method"),
         inputs=PLAN.inputs,
         runtime=PLAN.runtime,
+        launch=PLAN.launch("method"),
     shell:
-        "python -m rrm method {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
+        "{params.launch} -m rrm method {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
         " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
 
 
@@ -101,14 +104,15 @@ rule step_two:
         "../envs/rrm.yml"
     threads: PLAN.threads("step-two")
     resources:
-        gpu=PLAN.gpu,
+        gpu=PLAN.gpu("step-two"),
     params:
         options=PLAN.options("step-two"),
         code=PLAN.code("step-two"),
         inputs=PLAN.inputs,
         runtime=PLAN.runtime,
+        launch=PLAN.launch("step-two"),
     shell:
-        "python -m rrm step-two {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
+        "{params.launch} -m rrm step-two {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
         " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
 
 
@@ -129,12 +133,13 @@ rule bound:
         "../envs/rrm.yml"
     threads: PLAN.threads("bound")
     resources:
-        gpu=PLAN.gpu,
+        gpu=PLAN.gpu("bound"),
     params:
         options=PLAN.options("bound"),
         code=PLAN.code("bound"),
         inputs=PLAN.inputs,
         runtime=PLAN.runtime,
+        launch=PLAN.launch("bound"),
     shell:
-        "python -m rrm bound {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
+        "{params.launch} -m rrm bound {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
         " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
