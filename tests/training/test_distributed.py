@@ -109,15 +109,15 @@ def _write_start(bench: Bench) -> None:
     """Random weights with statistics of batch norm that fit them: with others, scores would overflow any softmax."""
     photos, options = Store(bench.photos, "photos"), bench.options("one-step", {})["one_step"]["network"]
     torch.manual_seed(0)
-    sizes = {"num_classes": len(photos.attrs["classes"]), "backbone": options["backbone"]}
-    network = build_network("rrm", **sizes, **options["options"]).train()
+    classes, backbone = photos.attrs["classes"], options["backbone"]
+    network = build_network("rrm", num_classes=len(classes), backbone=backbone, **options["options"]).train()
     for layer in network.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.momentum = None  # the mean of all batches
     images = np.stack([photos.read(name, "image")[:40, :40] for name in photos.attrs["splits"]["train"]])
     with torch.no_grad():
         network(network.normalize(torch.from_numpy(images).permute(0, 3, 1, 2).float()))
-    save_trained(bench.start, network, "rrm", sizes["num_classes"], options, {})
+    save_trained(bench.start, network, "rrm", classes, options, {})
 
 
 CASES = ("balanced", "mean", "step two", "dsrg")
