@@ -152,12 +152,13 @@ class AffinityTask(Task):
         return {**batch, "mined": labels}
 
     def losses(self, batch: Batch, progress: float) -> Mapping[str, Term]:
-        """Loss terms of a prepared batch with `images` (N,3,H,W) 0..255."""
+        """Loss terms of a batch with `images` (N,3,H,W) 0..255, prepared or not."""
+        mined = batch["mined"] if "mined" in batch else self.prepare(batch)["mined"]
         with record_function("rrm.forward"):
             features = self.network(self.network.normalize(batch["images"])).float()
         with record_function("rrm.affinity"):
             size = (int(features.shape[2]), int(features.shape[3]))
-            on_map = F.interpolate(batch["mined"][:, None].float(), size=size)[:, 0].long()
+            on_map = F.interpolate(mined[:, None].float(), size=size)[:, 0].long()
             kinds = pair_kinds(on_map, self.radius)
             means = affinity_losses(pair_affinities(features, self.radius), kinds)
             return {name: mean_term(mean, (kinds == _PAIRS[name]).sum()) for name, mean in means.items()}

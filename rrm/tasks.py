@@ -85,7 +85,37 @@ class _RampedEnergy:
         return {"energy": mean_term(factor * energy, len(logits))}
 
 
-def mined_labels(network: Any, rule: RegionRule, cam: Mapping[str, Any], batch: Batch, images: Tensor) -> Tensor:
+def gives_cam(network: Any, dropout: bool) -> bool:
+    """Whether the map of a training pass is the one that labels are mined from: then scale 1 needs no pass of its own.
+
+    It is where no batch norm learns, and dropout before the map is off, or wanted in the map too.
+
+    Args:
+        network: an `RRMNet`, in its training mode.
+        dropout: option `dropout` of the activation maps.
+
+    Example:
+        >>> from rrm.networks import RRMNet
+        >>> small = {"width": 1 / 16, "units": (1, 1, 1, 1)}
+        >>> [gives_cam(RRMNet(5, **small), dropout) for dropout in (True, False)]
+        [True, False]
+        >>> gives_cam(RRMNet(5, batch_norm="train", **small), True)
+        False
+    """
+    layers = [layer for layer in network.backbone.modules() if layer.training]
+    learning = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in layers)
+    dropping = any(isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0 for layer in layers)
+    return not learning and (dropout or not dropping)
+
+
+def mined_labels(
+    network: Any,
+    rule: RegionRule,
+    cam: Mapping[str, Any],
+    batch: Batch,
+    images: Tensor,
+    base_cam: Tensor | None = None,
+) -> Tensor:
     """Reliable labels of a batch from a network's activation maps (Eq. 2-7), without gradients.
 
     Args:
@@ -94,13 +124,15 @@ def mined_labels(network: Any, rule: RegionRule, cam: Mapping[str, Any], batch: 
         cam: `scales`, `average` and `dropout` of the maps, Eq. 2.
         batch: with `images` (N,3,H,W) 0..255, `present` (N,C) and `valid` (N,H,W).
         images: (N,3,H,W), the batch's images as the network takes them.
+        base_cam: raw map (N,C,h,w) of scale 1 where a pass has made it already (`gives_cam`).
 
     Returns:
         (N,H,W) int64, 255 where not reliable.
     """
+    how = {"scales": cam["scales"], "average": cam["average"], "base_cam": base_cam}
     with record_function("rrm.cam"):
         with torch.no_grad(), evaluation_mode(network, keep_dropout=cam["dropout"]):
-            cams = multi_scale_cam(network.forward_cam, images, scales=cam["scales"], average=cam["average"])
+            cams = multi_scale_cam(network.forward_cam, images, **how)
         scores = normalize_cam(cams.float(), batch["present"])
     with record_function("rrm.mining"):
         photos = batch["images"].round().clamp(0, 255).byte().permute(0, 2, 3, 1)
@@ -141,10 +173,14 @@ class OneStepTask(Task):
         return {"classification": images, "cross_entropy": pixels, "energy": images}
 
     def losses(self, batch: Batch, progress: float) -> Mapping[str, Term]:
-        """Classification loss, cross-entropy on the mined labels and energy of a prepared batch."""
-        labels = batch["mined"]
+        """Classification loss, cross-entropy on the mined labels and energy of a batch, prepared or not."""
+        images = self.network.normalize(batch["images"])
         with record_function("rrm.forward"):
-            output = self.network(self.network.normalize(batch["images"]))
+            output = self.network(images)
+        labels = batch.get("mined")
+        if labels is None:
+            own = output.cam.detach() if gives_cam(self.network, self.cam["dropout"]) else None
+            labels = mined_labels(self.network, self.rule, self.cam, batch, images, own)
         with record_function("rrm.cross_entropy"):
             logits = resize(output.segmentation.float(), (labels.shape[1], labels.shape[2]))
             cross_entropy = cross_entropy_term(logits, labels, self.kinds["cross_entropy"])

@@ -60,11 +60,11 @@ class Task:
         self.network = network
 
     def prepare(self, batch: Batch) -> Batch:
-        """The batch with what `losses` and `counts` need and no gradient goes through, such as mined labels."""
+        """A part of a split batch with what `counts` need and no gradient goes through, such as mined labels."""
         return batch
 
     def losses(self, batch: Batch, progress: float) -> Mapping[str, Term]:
-        """Loss terms of a prepared batch, whose sum is minimised; `progress` is the share of the steps done, 0..1."""
+        """Loss terms of a batch or of a prepared part, whose sum is minimised; `progress`: share of the steps done."""
         raise NotImplementedError
 
     def counts(self, batch: Batch) -> Counts:
@@ -302,9 +302,12 @@ class _Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         with record_function("rrm.transfer"):
             batch = _to_device(batch, self.options.device)
-        with self._autocast():
-            parts = [self.task.prepare(part) for part in _split(batch, self.options.accumulate)]
-        whole = self._counts(parts) if len(parts) > 1 else None
+        parts = list(_split(batch, self.options.accumulate))
+        whole = None
+        if len(parts) > 1:
+            with self._autocast():
+                parts = [self.task.prepare(part) for part in parts]
+            whole = self._counts(parts)
         sums: dict[str, Tensor] = {}
         for part in parts:
             with self._autocast():

@@ -120,4 +120,5 @@ def _batches(photos: Store, masks: Store | None, call: Call, loop: Mapping[str, 
         workers=call.runtime["workers"],
         rank=rank(),
         world_size=processes(),
+        device=pick_device(call.runtime["device"]),
     )

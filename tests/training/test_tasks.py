@@ -45,7 +45,7 @@ def _batch(count: int = 2, **changes: torch.Tensor) -> dict[str, Any]:
 
 def totals(task: Task, batch: dict[str, Any], progress: float = 0.5) -> dict[str, torch.Tensor]:
     """The terms of a batch that is not split."""
-    return {name: term.total for name, term in task.losses(task.prepare(batch), progress).items()}
+    return {name: term.total for name, term in task.losses(batch, progress).items()}
 
 
 def _one_step(recipe: str, network: Any) -> OneStepTask:
@@ -88,6 +88,30 @@ def test_cams_leave_batch_statistics_alone() -> None:
     mined_labels(network, task.rule, task.cam, batch, network.normalize(batch["images"]))
     assert all(torch.equal(before[name], value) for name, value in network.named_buffers())
     assert network.training
+
+
+@pytest.mark.parametrize(
+    ("recipe", "dropout", "passes"), [("reference", (0.3, 0.5), 3), ("paper", (0.0, 0.0), 3), ("paper", (0.3, 0.5), 4)]
+)
+def test_scale_one_is_the_training_pass_where_both_are_the_same(
+    recipe: str, dropout: tuple[float, float], passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Extra passes: one a scale, but for scale 1 where dropout is the same in both, and batch norm frozen."""
+    torch.manual_seed(0)
+    small = {"width": 1 / 16, "units": (1, 1, 1, 1), "dropout": dropout, "classifier_dropout": 0.5}
+    network: Any = build_network("rrm", num_classes=CLASSES, backbone="resnet38", **small).train()
+    task, sides = _one_step(recipe, network), []
+    whole = network.forward_cam
+    monkeypatch.setattr(network, "forward_cam", lambda x: sides.append(x.shape[-1]) or whole(x))
+    torch.manual_seed(1)
+    terms = totals(task, _batch())
+    assert len(sides) == passes
+    assert (SIDE in sides) == (passes == 4)
+    if dropout == (0.0, 0.0):  # then the labels are the same, and so is all that follows from them
+        torch.manual_seed(1)
+        other = {name: term.total for name, term in task.losses(task.prepare(_batch()), 0.5).items()}
+        assert len(sides) == passes + 4
+        torch.testing.assert_close(terms, other)
 
 
 def test_mined_labels_are_present_classes() -> None:
