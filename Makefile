@@ -41,7 +41,7 @@ install: $(STAMP) ## virtual environment with the locked packages, in .venv
 test: $(STAMP) ## all tests
 	@OMP_NUM_THREADS=1 python -m pytest $(PYTEST_ARGS)
 
-bench: $(STAMP) ## speed and memory of CRF, mining and energy against pydensecrf; a training step by parts; PHOTOS=folder, DEVICE=cuda
+bench: $(STAMP) ## speed and memory of CRF, mining and energy against pydensecrf; a training step by parts; crops a second; PHOTOS=folder, DEVICE=cuda
 	@for how in '1 0' '$(CORES) 0' '$(CORES) $(CORES)'; do \
 	  set -- $$how; echo "+ $$1 threads, $$2 busy processes"; \
 	  python -m benchmarks.filtering --threads $$1 --busy $$2 $(BENCH_ARGS) --out results/benchmarks/filtering_$$1_$$2.json; \
@@ -49,6 +49,8 @@ bench: $(STAMP) ## speed and memory of CRF, mining and energy against pydensecrf
 	@for what in training_step memory; do \
 	  echo "+ $$what"; python -m benchmarks.$$what --threads $(CORES) $(BENCH_ARGS) --out results/benchmarks/$$what.json; \
 	done
+	@echo "+ input_pipeline"; python -m benchmarks.input_pipeline --workers $(CORES) $(if $(PHOTOS),--photos $(PHOTOS)) \
+	  --out results/benchmarks/input_pipeline.json
 
 lint: $(STAMP) ## all linters, nothing is changed
 	@status=0; \

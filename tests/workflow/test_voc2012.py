@@ -1,0 +1,48 @@
+"""The paper's configuration, on a miniature of VOC 2012 and SBD in their published formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rrm.config import merge
+from tests.workflow.project import REPOSITORY, Project
+from tests.workflow.test_assembly_plan import sources  # noqa: F401 (a fixture)
+
+RUN = "results/voc2012/seed0"
+WANTED = ("step_two/vgg16/confusion_val.h5", "step_two/vgg16/submission.tar.gz")
+LOOP = {"steps": 2, "batch_size": 4, "crop": 33, "optimizer": {"lr": 1.0e-6}}
+SMALL: dict[str, Any] = {
+    "classifier": {"train": LOOP},
+    "one_step": {
+        "network": {"options": {"width": 0.0625, "units": [1, 1, 1, 1]}},
+        "train": LOOP,
+    },
+    "step_two": {"vgg16": {"network": {"options": {"width": 0.03125}}, "train": LOOP}},
+    "runtime": {"device": "cpu", "workers": 0, "crf_workers": 0, "threads": {"one_step": 1, "default": 1}},
+}
+
+
+def _config(sources: Path) -> dict[str, Any]:  # noqa: F811
+    config = yaml.safe_load(REPOSITORY.joinpath("configs", "voc2012.yaml").read_text())
+    files = {"voc": [f"{sources}/trainval.tar", f"{sources}/test.tar"], "sbd": f"{sources}/sbd.tgz", "subset": True}
+    return merge(config, {"dataset": {"sources": files, "submission": "test"}})
+
+
+def test_all_of_the_paper_is_planned_from_the_archives(clone: Project, sources: Path) -> None:  # noqa: F811
+    clone.configure(_config(sources))
+    planned = clone.planned()
+    tables = {f"table{number}.csv" for number in (1, 2, 3, 5)}
+    assert tables | {"comparisons.csv", "figure4.png", "voc2012/voc/manifest.json"} <= planned
+    assert len({path for path in planned if path.startswith("voc2012/seed0/ablation/") and "weights" in path}) == 15
+    assert "voc2012/seed0/step_two/resnet101/submission.tar.gz" in planned
+
+
+def test_small_networks_go_all_the_way(clone: Project, sources: Path) -> None:  # noqa: F811
+    """From the archives to scores on val and an archive for the server, by the recipes' own losses and mining."""
+    clone.configure(merge(_config(sources), SMALL))
+    done = clone.snakemake(*(f"{RUN}/{name}" for name in WANTED))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(clone.root.joinpath(RUN, name).is_file() for name in WANTED)
