@@ -1,5 +1,5 @@
-"""Command line: `rrm <stage>` runs one stage; `rrm data`, `rrm schema`, `rrm check`, `rrm scores`, `rrm export` and
-`rrm check-submission` serve people.
+"""Command line: `rrm <stage>` runs one stage, `rrm merge` joins its shards; `rrm data`, `rrm schema`, `rrm check`,
+`rrm scores`, `rrm export` and `rrm check-submission` serve people.
 
 The workflow's rules call stages with `--options`; by hand, `--config` takes the same options from a config file.
 """
@@ -48,6 +48,10 @@ def _add_stage(commands: Any, name: str) -> None:
     source.add_argument("--options", type=_json, help="the stage's options as JSON (what the workflow passes)")
     for wildcard in stage.wildcards:
         parser.add_argument(f"--{wildcard}", type=int if wildcard == "seed" else str, help=f"with --config: {wildcard}")
+    if stage.sharded:
+        parser.add_argument(
+            "--shard", metavar="K/N", help="only part K of N of the photos; `rrm merge` joins the parts"
+        )
     parser.add_argument("--runtime", type=_json, help="device, workers, crf_workers, log_seconds as JSON")
     parser.add_argument(
         "--threads", type=int, help="threads of numeric libraries, of all processes together (default: all cores)"
@@ -94,6 +98,13 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument("--out", type=Path, help="the table as a CSV file")
 
 
+def _add_merge(commands: Any) -> None:
+    merge = commands.add_parser("merge", help="join the shards of a store: the bytes that the stage writes without any")
+    merge.add_argument("folder", type=Path, help="holds the shards 1ofN.h5, 2ofN.h5 and so on, from --shard K/N")
+    merge.add_argument("--shards", type=int, required=True, metavar="N", help="their number")
+    merge.add_argument("--out", type=Path, required=True, help="the store to write")
+
+
 def _add_export(commands: Any) -> None:
     export = commands.add_parser(
         "export", help="write a trained network as .onnx or .pt2, once it agrees with the network"
@@ -122,6 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("config", type=Path, nargs="+", help="config file(s), later ones over earlier ones")
     scores = commands.add_parser("scores", help="per-class IoU of a store of confusion matrices")
     scores.add_argument("confusion", type=Path, help="a confusion_<split>.h5")
+    _add_merge(commands)
     _add_plan(commands)
     submission = commands.add_parser("check-submission", help="check an archive for the VOC evaluation server")
     submission.add_argument("archive", type=Path, help="a submission.tar.gz, made here or elsewhere")
@@ -138,7 +150,8 @@ def _call_stage(arguments: argparse.Namespace) -> None:
         given = {w: getattr(arguments, w) for w in stage.wildcards if getattr(arguments, w) is not None}
         options = stage_options(config, arguments.command, **given)
     runtime = Runtime.model_validate(arguments.runtime or (config.runtime if config else Runtime()))
-    call = (stage.module, dict(arguments.inputs), arguments.out, options, runtime.model_dump())
+    how = runtime.model_dump() | ({"shard": arguments.shard} if stage.sharded else {})
+    call = (stage.module, dict(arguments.inputs), arguments.out, options, how)
     if os.environ.get("WORLD_SIZE", "1") == "1":
         _run(arguments.threads, *call)
         return
@@ -196,6 +209,12 @@ def _plan(arguments: argparse.Namespace) -> None:
     if arguments.out:
         write_table(arguments.out, table)
     print(plan_text(table, rates, arguments.parallel))
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    from rrm.shards import merge_shards
+
+    merge_shards(arguments.folder, arguments.shards, arguments.out)
 
 
 def _check_submission(archive: Path, photos: Path) -> None:
@@ -256,6 +275,8 @@ def _serve(arguments: argparse.Namespace) -> None:
         _check_submission(arguments.archive, arguments.photos)
     elif arguments.command == "export":
         _export(arguments)
+    elif arguments.command == "merge":
+        _merge(arguments)
     elif arguments.command == "plan":
         _plan(arguments)
     else:

@@ -17,6 +17,7 @@ ORDER = [
     "pipeline",
     "progress",
     "store",
+    "shards",
     "parallel",
     "distributed",
     "datasets",

@@ -15,6 +15,7 @@ from rrm.inference import labels_at, refined
 from rrm.metrics import confusion_matrix
 from rrm.parallel import WorkerPool
 from rrm.progress import tracked
+from rrm.shards import own_share
 from rrm.stages.call import Call
 from rrm.store import Store, StoreWriter
 
@@ -46,17 +47,14 @@ def run(call: Call) -> None:
     photos = Store(call.input("photos"), "photos")
     masks = open_masks(call.input("masks"), split, supervision="evaluation")
     probabilities = Store(call.input("probabilities"), "probabilities")
-    facts = _facts(photos, probabilities, split)
+    ids, attrs = own_share(call.runtime, masks.ids, _facts(photos, probabilities, split))
     scorer = _Scorer(photos, masks, probabilities, DenseCRF(**call.options["crf"]), len(photos.attrs["classes"]))
     with (
         WorkerPool(call.runtime["crf_workers"]) as pool,
-        StoreWriter(call.output, "confusion", call.options, call.code, attrs=facts) as writer,
+        StoreWriter(call.output, "confusion", call.options, call.code, attrs) as writer,
     ):
-        scored = pool.map(scorer, masks.ids)
-        names = tracked(
-            zip(masks.ids, scored, strict=True), f"evaluate {split}", len(masks.ids), call.runtime["log_seconds"]
-        )
-        for name, matrices in names:
+        scored = zip(ids, pool.map(scorer, ids), strict=True)
+        for name, matrices in tracked(scored, f"evaluate {split}", len(ids), call.runtime["log_seconds"]):
             writer.add(name, matrices)
 
 

@@ -23,7 +23,13 @@ def job_of(path: Path) -> tuple[str, str]:
         (('train', 'step_two/vgg16'), ('predict_val', 'one_step'), ('classifier', ''))
         >>> job_of(Path("pseudo_masks/one_step.tsv")), job_of(Path("affinity/walk.tsv"))
         (('pseudo_masks', 'pseudo_masks/one_step'), ('train', 'affinity/walk'))
+        >>> job_of(Path("one_step/predict_val.shards/0123456789abcdef/3of7.tsv"))
+        ('predict_val 3of7', 'one_step')
     """
+    folder = next((each for each in path.parents if each.suffix == ".shards"), None)
+    if folder is not None:
+        job, model = job_of(folder.with_suffix(".tsv"))
+        return f"{job} {path.stem}", model
     name = path.with_suffix("").as_posix()
     if name == "classifier":
         return name, ""
