@@ -6,11 +6,11 @@ rule predict:
         photos=LAYOUT.photos,
         model=PLAN.weights,
     output:
-        probabilities=LAYOUT.prediction("{seed}", "{model}", "{split}"),
+        probabilities=PLAN.piece("predict", LAYOUT.prediction("{seed}", "{model}", "{split}")),
     log:
-        PLAN.log("seed{seed}", "{model}", "predict_{split}"),
+        PLAN.log("seed{seed}", "{model}", "predict_{split}", shards_of="predict"),
     benchmark:
-        PLAN.cost("seed{seed}", "{model}", "predict_{split}")
+        PLAN.cost("seed{seed}", "{model}", "predict_{split}", shards_of="predict")
     conda:
         "../envs/rrm.yml"
     threads: PLAN.threads("predict")
@@ -20,10 +20,32 @@ rule predict:
         options=PLAN.options("predict"),
         code=PLAN.code("predict"),
         inputs=PLAN.inputs,
+        shard=PLAN.shard,
         runtime=PLAN.runtime,
     shell:
         "python -m rrm predict {params.inputs:q} --out {output.probabilities:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} {params.shard:q} --threads {threads} 2>&1 | tee {log:q}"
+
+
+if PLAN.shards("predict") > 1:
+
+    rule merge_predict:
+        input:
+            shards=PLAN.pieces("predict", LAYOUT.prediction("{seed}", "{model}", "{split}")),
+        output:
+            probabilities=LAYOUT.prediction("{seed}", "{model}", "{split}"),
+        log:
+            PLAN.log("seed{seed}", "{model}", "predict_{split}.shards", "merge"),
+        benchmark:
+            PLAN.cost("seed{seed}", "{model}", "predict_{split}.shards", "merge")
+        conda:
+            "../envs/rrm.yml"
+        params:
+            options=PLAN.options("predict"),
+            code=PLAN.code("predict"),
+            joined=PLAN.joined,
+        shell:
+            "python -m rrm merge {params.joined:q} --out {output.probabilities:q} 2>&1 | tee {log:q}"
 
 
 rule evaluate:
@@ -32,11 +54,11 @@ rule evaluate:
         masks=LAYOUT.masks("{split}"),
         probabilities=LAYOUT.prediction("{seed}", "{model}", "{split}"),
     output:
-        confusion=LAYOUT.confusion("{seed}", "{model}", "{split}"),
+        confusion=PLAN.piece("evaluate", LAYOUT.confusion("{seed}", "{model}", "{split}")),
     log:
-        PLAN.log("seed{seed}", "{model}", "evaluate_{split}"),
+        PLAN.log("seed{seed}", "{model}", "evaluate_{split}", shards_of="evaluate"),
     benchmark:
-        PLAN.cost("seed{seed}", "{model}", "evaluate_{split}")
+        PLAN.cost("seed{seed}", "{model}", "evaluate_{split}", shards_of="evaluate")
     conda:
         "../envs/rrm.yml"
     threads: PLAN.threads("evaluate")
@@ -44,7 +66,29 @@ rule evaluate:
         options=PLAN.options("evaluate"),
         code=PLAN.code("evaluate"),
         inputs=PLAN.inputs,
+        shard=PLAN.shard,
         runtime=PLAN.runtime,
     shell:
         "python -m rrm evaluate {params.inputs:q} --out {output.confusion:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} {params.shard:q} --threads {threads} 2>&1 | tee {log:q}"
+
+
+if PLAN.shards("evaluate") > 1:
+
+    rule merge_evaluate:
+        input:
+            shards=PLAN.pieces("evaluate", LAYOUT.confusion("{seed}", "{model}", "{split}")),
+        output:
+            confusion=LAYOUT.confusion("{seed}", "{model}", "{split}"),
+        log:
+            PLAN.log("seed{seed}", "{model}", "evaluate_{split}.shards", "merge"),
+        benchmark:
+            PLAN.cost("seed{seed}", "{model}", "evaluate_{split}.shards", "merge")
+        conda:
+            "../envs/rrm.yml"
+        params:
+            options=PLAN.options("evaluate"),
+            code=PLAN.code("evaluate"),
+            joined=PLAN.joined,
+        shell:
+            "python -m rrm merge {params.joined:q} --out {output.confusion:q} 2>&1 | tee {log:q}"

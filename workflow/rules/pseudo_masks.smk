@@ -21,6 +21,7 @@ rule affinity:
     params:
         options=PLAN.options("affinity"),
         code=PLAN.code("affinity"),
+        network=PLAN.masks_source,
         inputs=PLAN.inputs,
         runtime=PLAN.runtime,
         launch=PLAN.launch("affinity"),
@@ -35,11 +36,11 @@ rule pseudo_masks:
         model=PLAN.masks_network,
         affinity=PLAN.masks_affinity,
     output:
-        masks=LAYOUT.pseudo_masks("{seed}", "{masks}"),
+        masks=PLAN.piece("pseudo-masks", LAYOUT.pseudo_masks("{seed}", "{masks}")),
     log:
-        PLAN.log("seed{seed}", "pseudo_masks", "{masks}"),
+        PLAN.log("seed{seed}", "pseudo_masks", "{masks}", shards_of="pseudo-masks"),
     benchmark:
-        PLAN.cost("seed{seed}", "pseudo_masks", "{masks}")
+        PLAN.cost("seed{seed}", "pseudo_masks", "{masks}", shards_of="pseudo-masks")
     priority: 1
     conda:
         "../envs/rrm.yml"
@@ -50,7 +51,30 @@ rule pseudo_masks:
         options=PLAN.options("pseudo-masks"),
         code=PLAN.code("pseudo-masks"),
         inputs=PLAN.inputs,
+        shard=PLAN.shard,
         runtime=PLAN.runtime,
     shell:
         "python -m rrm pseudo-masks {params.inputs:q} --out {output.masks:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} {params.shard:q} --threads {threads} 2>&1 | tee {log:q}"
+
+
+if PLAN.shards("pseudo-masks") > 1:
+
+    rule merge_pseudo_masks:
+        input:
+            shards=PLAN.pieces("pseudo-masks", LAYOUT.pseudo_masks("{seed}", "{masks}")),
+        output:
+            masks=LAYOUT.pseudo_masks("{seed}", "{masks}"),
+        log:
+            PLAN.log("seed{seed}", "pseudo_masks", "{masks}.shards", "merge"),
+        benchmark:
+            PLAN.cost("seed{seed}", "pseudo_masks", "{masks}.shards", "merge")
+        priority: 1
+        conda:
+            "../envs/rrm.yml"
+        params:
+            options=PLAN.options("pseudo-masks"),
+            code=PLAN.code("pseudo-masks"),
+            joined=PLAN.joined,
+        shell:
+            "python -m rrm merge {params.joined:q} --out {output.masks:q} 2>&1 | tee {log:q}"

@@ -48,6 +48,7 @@ rule one_step:
     resources:
         gpu=PLAN.gpu("one-step"),
     params:
+        *PLAN.cold,
         options=PLAN.options("one-step"),
         code=PLAN.code("one-step"),
         inputs=PLAN.inputs,
@@ -76,6 +77,7 @@ rule method:
     resources:
         gpu=PLAN.gpu("method"),
     params:
+        *PLAN.cold,
         options=PLAN.options("method"),
         code=PLAN.code("method"),
         inputs=PLAN.inputs,
@@ -135,6 +137,7 @@ rule bound:
     resources:
         gpu=PLAN.gpu("bound"),
     params:
+        *PLAN.cold,
         options=PLAN.options("bound"),
         code=PLAN.code("bound"),
         inputs=PLAN.inputs,
