@@ -274,10 +274,11 @@ def limits(works: Sequence[Load], assumptions: Assumptions, costs: StoreCosts) -
     """At how many photos each part breaks, the first one first; None: never.
 
     A merge breaks when it takes longer than all GPUs take for the photos: with any number of photos or with none. The
-    index breaks when it does not fit a job's memory.
+    indexes break when they do not fit a job's memory.
     """
+    opened = max(work.stores for work in works)
     found: list[dict[str, Any]] = [
-        {"what": "index of a store in memory", "photos": assumptions.node_memory / costs.memory}
+        {"what": "indexes that a job opens", "photos": assumptions.node_memory / (opened * costs.memory)}
     ]
     for work in works:
         ratio = merge_seconds(work, assumptions, costs) * assumptions.gpus / (assumptions.photos * work.seconds)

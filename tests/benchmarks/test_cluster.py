@@ -48,7 +48,7 @@ def test_what_breaks_first_is_the_merge_where_it_is_slower_than_all_gpus() -> No
     memory = QUIET.node_memory / 100
     assert [(each["what"], each["photos"]) for each in limits([WORK], QUIET, costs)] == [
         ("one process merges predict", 0),
-        ("index of a store in memory", memory),
+        ("indexes that a job opens", memory),
     ]
     assert limits([WORK], QUIET, replace(FREE, merge=0.5))[0]["photos"] == memory
 
