@@ -21,6 +21,7 @@ is small beside its augmentation, and masks and probability maps shrink well.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import zlib
@@ -315,7 +316,7 @@ class Store:
         index = self._parse(data.tobytes())
         self.ids: tuple[str, ...] = tuple(index["ids"])
         self.attrs: dict[str, Any] = index["attrs"]
-        self._checksums: list[dict[str, int]] = index["crc32"]
+        self._checksums: Sequence[dict[str, int]] | Mapping[int, dict[str, int]] = index["crc32"]
         self._numbers = {record: number for number, record in enumerate(self.ids)}
 
     def __len__(self) -> int:
@@ -355,6 +356,24 @@ class Store:
         if _checksum(array) != self._checksums[number][name]:
             raise self._fault(f"damaged bytes in array {name!r} of record {record!r} (CRC-32 does not match)")
         return array
+
+    def only(self, record: str) -> Store:
+        """The store with one of its records and without `attrs`: quickly sent to a process that reads no other.
+
+        A whole store has the ids and checksums of all records with it. The handle is this store's, in this process.
+
+        Args:
+            record: an element of `ids`.
+
+        Raises:
+            RRMError: an unknown id.
+        """
+        self.names(record)
+        self._file()
+        one, number = copy.copy(self), self._numbers[record]
+        one.ids, one.attrs = (record,), {}
+        one._numbers, one._checksums = {record: number}, {number: self._checksums[number]}
+        return one
 
     def _file(self) -> h5py.File:
         if self._handle is None or self._handle_pid != os.getpid():

@@ -309,6 +309,27 @@ def test_pickle_leaves_the_handle_out(stored: Path) -> None:
     np.testing.assert_array_equal(copy.read(copy.ids[0], "bool"), ARRAYS["bool"])
 
 
+def test_one_record_alone_is_small_to_send_however_large_the_store(tmp_path: Path) -> None:
+    sizes = []
+    for records in (2, 500):
+        path = tmp_path / f"{records}.h5"
+        names = [f"photo{number}" for number in range(records)]
+        with StoreWriter(path, "masks", {}, "", attrs={"splits": {"val": names}}) as writer:
+            for number, name in enumerate(names):
+                writer.add(name, {"mask": np.full((2, 2), number % 256, np.uint8)})
+        one = Store(path, "masks").only(names[-1])
+        sent = pickle.dumps(one)
+        sizes.append(len(sent))
+        for each in (one, pickle.loads(sent)):
+            assert each.ids == (names[-1],) and names[0] not in each
+            np.testing.assert_array_equal(each.read(names[-1], "mask"), (records - 1) % 256)
+            with pytest.raises(RRMError, match="expected an id of this store, got 'photo0'"):
+                each.read("photo0", "mask")
+    assert sizes[1] < sizes[0] + 20
+    with pytest.raises(RRMError, match="expected an id of this store, got 'other'"):
+        Store(path, "masks").only("other")
+
+
 def test_closed_stores_open_again(stored: Path) -> None:
     store = Store(stored, "masks")
     store.read(store.ids[0], "bool")
