@@ -317,7 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="one_step", help="that predicts")
     parser.add_argument("--masks", default="one_step", help="set of pseudo masks")
     parser.add_argument("--shards", type=int, nargs="+", default=SHARDS, help="numbers of shards to compare")
-    parser.add_argument("--records", type=int, default=20_000, help="records by which stores are measured")
+    parser.add_argument("--records", type=int, default=20_000, help="records by which stores are measured, and a tenth")
     parser.add_argument("--seeds", type=int, default=10, help="runs of each number of shards")
     for field in fields(Assumptions):
         kind = int if isinstance(field.default, int) else float
@@ -334,13 +334,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rates = Rates.read(options.rates)
     works = loads(load(*options.config), rates, assumptions, options.model, options.masks)
     with tempfile.TemporaryDirectory(prefix="rrm-cluster-") as folder:
-        costs = store_costs(Path(folder), options.records)
-    seeds = range(options.seeds)
+        stores = [
+            store_costs(Path(folder, str(records)), records) for records in (options.records // 10, options.records)
+        ]
+    costs, seeds = stores[-1], range(options.seeds)
     rows = [summary(each, count, assumptions, costs, seeds) for each in works for count in options.shards]
     content = {
         "machine": dict(rates.machine),
         "assumed": asdict(assumptions),
-        "stores": asdict(costs),
+        "stores": [asdict(each) for each in stores],
         "loads": [asdict(each) for each in works],
         "results": rows,
         "breaks_first": limits(works, assumptions, costs),

@@ -71,6 +71,7 @@ def test_the_file_holds_results_and_all_that_was_assumed(tmp_path: Path) -> None
     )
     content = json.loads(out.read_text())
     assert content["assumed"]["photos"] == 5000
+    assert [each["records"] for each in content["stores"]] == [5, 50]
     assert [(row["stage"], row["shards"]) for row in content["results"]] == [
         (stage, shards) for stage in ("pseudo-masks", "predict", "evaluate") for shards in (8, 32)
     ]
