@@ -62,7 +62,11 @@ def test_costs_of_stores_are_measured(tmp_path: Path) -> None:
 
 def test_the_file_holds_results_and_all_that_was_assumed(tmp_path: Path) -> None:
     config, files = load(*CONFIG), [str(path) for path in CONFIG]
-    entries = {rate_key(config, job): Rate(job.stage, 1.0, 0.5, 0, 0, 0, 1e6, 2.0) for job in planned_jobs(config)}
+    flops = {"evaluate": 0.0}
+    entries = {
+        rate_key(config, job): Rate(job.stage, 1.0, 0.5, 0, 0, 0, 1e6, flops.get(job.stage, 2.0))
+        for job in planned_jobs(config)
+    }
     rates, out, picture = (tmp_path / name for name in ("rates.json", "out.json", "picture.png"))
     rates.write_text(Rates({"device": "none"}, entries).to_json())
     command = ["--config", *files, "--rates", str(rates), "--out", str(out), "--plot", str(picture)]

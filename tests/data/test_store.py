@@ -50,7 +50,7 @@ def one_line(error: pytest.ExceptionInfo[RRMError], path: Path) -> str:
 # ---- round trip ----
 
 
-@pytest.mark.parametrize("compression", ["lzf", None])
+@pytest.mark.parametrize("compression", ["gzip", None])
 def test_arrays_come_back_as_they_were(tmp_path: Path, compression: str | None) -> None:
     store = Store(write(tmp_path / "store.h5", compression=compression), "masks")
     assert store.ids == ("photo/0 ä", "photo/1 ä", "photo/2 ä")
@@ -82,11 +82,11 @@ def test_same_input_gives_same_bytes(tmp_path: Path) -> None:
 
 def test_compression_pays_for_masks(tmp_path: Path) -> None:
     sizes = {}
-    for compression in ("lzf", None):
+    for compression in ("gzip", None):
         with StoreWriter(tmp_path / "masks.h5", "masks", {}, "", compression=compression) as writer:
             writer.add("a", {"mask": np.zeros((300, 400), np.uint8)})
         sizes[compression] = (tmp_path / "masks.h5").stat().st_size
-    assert sizes["lzf"] * 10 < sizes[None]
+    assert sizes["gzip"] * 10 < sizes[None]
 
 
 # ---- writing ----
