@@ -56,7 +56,7 @@ def _tiny(shards: int) -> dict[str, Any]:
     return merge(merge(demo, tiny), {"runtime": {"shards": shards}})
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_run_in_shards_makes_the_same_files(tmp_path: Path) -> None:
     project, seed = clone_into(tmp_path), "results/tiny/seed0"
     stores = (f"{seed}/one_step/probabilities_val.h5", f"{seed}/one_step/confusion_val.h5")
