@@ -1,0 +1,295 @@
+"""A trained network as a thing to segment photos with: `rrm.load(path).predict(photo)`.
+
+Nothing is computed here that the pipeline computes too: probabilities, image labels, CRF and labels are those of
+`rrm.inference`, so a photo gets the labels that the stages `predict` and `evaluate` give it with the same views.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from rrm.crf import DenseCRF
+from rrm.datasets.voc import encode_mask, voc_palette
+from rrm.errors import RRMError
+from rrm.inference import (
+    Scores,
+    crf_on_present,
+    for_storage,
+    keep_image_labels,
+    labels_at,
+    segmentation_probabilities,
+)
+from rrm.networks import build_network, load_reference_weights
+from rrm.networks.base import check_choice
+from rrm.photos import MAX_PIXELS, ImageLike, Photo, read_photo
+from rrm.stages.trained import load_trained
+from rrm.store import atomic_path
+from rrm.tiling import blended_bands, check_tile
+from rrm.training import pick_device
+
+Labels = npt.NDArray[np.uint8]
+CRF_PRESET = "rrm-inference"
+TILE = 1024
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network sees in a photo.
+
+    Attributes:
+        labels: (H,W) uint8, 0 = background, k = `classes[k - 1]`; the size is that of the upright photo.
+        classes: names of the foreground classes, in the order of their labels.
+        scores: what `probabilities` gives, or None where they were not kept.
+
+    Example:
+        >>> seen = Prediction(np.array([[0, 2]], np.uint8), ("cat", "dog"))
+        >>> seen.classes_found
+        ('dog',)
+        >>> seen.overlay(np.zeros((1, 2, 3), np.uint8)).tolist()
+        [[[0, 0, 0], [0, 64, 0]]]
+    """
+
+    labels: Labels
+    classes: tuple[str, ...]
+    scores: Scores | None = field(default=None, repr=False)
+
+    @property
+    def probabilities(self) -> Scores:
+        """(C+1,H,W) float32 in 0..1, background first; after the CRF where there was one.
+
+        They sum to one over classes up to 1e-3, for they have the precision in which the pipeline stores them.
+
+        Raises:
+            RRMError: they were not kept.
+        """
+        if self.scores is None:
+            raise RRMError("probabilities: expected them to be kept, they were not: predict(..., probabilities=True)")
+        return self.scores
+
+    @property
+    def classes_found(self) -> tuple[str, ...]:
+        """Names of the classes that have a pixel, in the order of their labels."""
+        seen = np.flatnonzero(np.bincount(self.labels.ravel(), minlength=256))
+        return tuple(self.classes[label - 1] for label in seen if label > 0)
+
+    def overlay(self, image: ImageLike, opacity: float = 0.5) -> Photo:
+        """The photo with the classes in VOC's colours laid over it; background stays as it is.
+
+        Args:
+            image: the photo that was segmented, in any form that `predict` takes.
+            opacity: of the colours, 0..1.
+
+        Returns:
+            (H,W,3) uint8 RGB.
+
+        Raises:
+            RRMError: the photo has another size, or cannot be read.
+        """
+        photo = read_photo(image, max_pixels=max(MAX_PIXELS, self.labels.size))
+        if photo.shape[:2] != self.labels.shape:
+            raise RRMError(f"overlay: expected the photo of these {self.labels.shape} labels, got {photo.shape[:2]}")
+        below = Image.fromarray(photo)
+        mixed = Image.blend(below, Image.fromarray(voc_palette()[self.labels]), opacity)
+        return np.array(Image.composite(mixed, below, Image.fromarray(self.labels > 0)))
+
+    def save_mask(self, path: str | os.PathLike[str]) -> None:
+        """Write the labels as a palette PNG of 8 bits in VOC's colours, atomically.
+
+        Raises:
+            RRMError: the name does not end in .png.
+        """
+        if Path(path).suffix.lower() != ".png":
+            raise RRMError(f"{path}: expected a name that ends in .png, for masks are PNG files: rename it")
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(encode_mask(self.labels))
+
+
+class Segmenter:
+    """A trained network, ready for photos. `rrm.load` makes one from a file.
+
+    Args:
+        network: with `normalize` and `forward_segmentation`, in evaluation mode, on `device`.
+        classes: names of the foreground classes, in the order of the network's channels.
+        device: "cpu" or "cuda".
+        facts: what is known of the training, as stored with the weights.
+
+    Example:
+        >>> from rrm.networks import build_network
+        >>> network = build_network("rrm", num_classes=2, width=1 / 16, units=(1, 1, 1, 1)).eval()
+        >>> seen = Segmenter(network, ["cat", "dog"]).predict(np.zeros((16, 24, 3), np.uint8))
+        >>> seen.labels.shape, seen.probabilities.shape
+        ((16, 24), (3, 16, 24))
+    """
+
+    def __init__(
+        self, network: Any, classes: Sequence[str], device: str = "cpu", facts: Mapping[str, Any] | None = None
+    ) -> None:
+        self.network, self.device, self.facts = network, device, dict(facts or {})
+        self.classes = tuple(classes)
+
+    def __repr__(self) -> str:
+        return f"Segmenter({type(self.network).__name__}, {len(self.classes)} classes, {self.device!r})"
+
+    def predict(
+        self,
+        image: ImageLike,
+        *,
+        image_labels: Sequence[str] | None = None,
+        crf: bool | DenseCRF = True,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        merge: str = "mean",
+        tile: int | None = TILE,
+        probabilities: bool = True,
+        max_pixels: int = MAX_PIXELS,
+    ) -> Prediction:
+        """Segment one photo.
+
+        Args:
+            image: path, Pillow image or (H,W,3) uint8 RGB array; see `rrm.photos.read_photo`. The EXIF orientation of
+                files and Pillow images is applied.
+            image_labels: names of the classes that are in the photo, where that is known: the others become
+                impossible. An empty one leaves background alone. None: any class may be there.
+            crf: True for the paper's CRF at test time (`DenseCRF.preset("rrm-inference")`), False for none, or a
+                `DenseCRF` for photos of this size.
+            scales: factors > 0 on the size at which the network sees the photo; results are merged.
+            flip: the mirrored photo too.
+            merge: "mean" of probabilities, or "max" of logits.
+            tile: longest side, in pixels, of what goes through network and CRF at once: a photo with a longer side is
+                done in overlapping tiles (`rrm.tiling`). A multiple of 32 from 64 on; None: never.
+            probabilities: keep them. False saves 4 (C + 1) H W bytes; memory then grows with H W by 4 bytes a pixel
+                alone, and for the rest with the width of the photo and the side of a tile.
+            max_pixels: most pixels of the photo.
+
+        Returns:
+            Labels, classes found and probabilities, of the size of the upright photo.
+
+        Raises:
+            RRMError: a photo that cannot be read or is too large, an unknown class name, a value out of range.
+        """
+        check_tile(tile)
+        views = {"scales": _checked_scales(scales), "flip": flip, "merge": merge}
+        check_choice("merge", merge, ("mean", "max"))
+        present = self.present(image_labels)
+        photo = read_photo(image, max_pixels)
+        solver = _solver(crf)
+
+        def of_tile(rows: slice, columns: slice) -> Scores:
+            seen = np.ascontiguousarray(photo[rows, columns])
+            return self._probabilities(seen, views, present, solver)
+
+        return self._collected(blended_bands(of_tile, (photo.shape[0], photo.shape[1]), tile), photo, probabilities)
+
+    def present(self, image_labels: Sequence[str] | None) -> Labels | None:
+        """Names of classes as (C,) uint8, 1 = named; None stays None.
+
+        Raises:
+            RRMError: a name that is no class of the network, or one text in place of a list of names.
+        """
+        if image_labels is None:
+            return None
+        unknown = [image_labels] if isinstance(image_labels, str) else sorted(set(image_labels) - set(self.classes))
+        if unknown:
+            raise RRMError(
+                f"image_labels: expected a list of names among {', '.join(self.classes)}, got {unknown}: correct it"
+            )
+        return np.array([name in image_labels for name in self.classes], np.uint8)
+
+    def _probabilities(
+        self, photo: Photo, views: Mapping[str, Any], present: Labels | None, crf: DenseCRF | None
+    ) -> Scores:
+        """Probabilities of a photo, or of a tile, rounded as the stage `predict` stores them, then refined."""
+        scores = for_storage(segmentation_probabilities(self.network, photo, views, self.device)).astype(np.float32)
+        if present is not None:
+            scores = keep_image_labels(scores, present)
+        if crf is None:
+            return scores
+        return crf_on_present(crf, photo, scores, np.ones(len(self.classes), np.uint8) if present is None else present)
+
+    def _collected(self, bands: Iterator[tuple[int, Scores]], photo: Photo, keep: bool) -> Prediction:
+        labels = np.empty(photo.shape[:2], np.uint8)
+        scores: Scores | None = np.empty((len(self.classes) + 1, *labels.shape), np.float32) if keep else None
+        for row, band in bands:
+            rows = slice(row, row + band.shape[1])
+            labels[rows] = labels_at(band, (band.shape[1], band.shape[2]))
+            if scores is not None:
+                scores[:, rows] = band
+        return Prediction(labels, self.classes, scores)
+
+
+def load(
+    path: str | os.PathLike[str],
+    device: str = "auto",
+    *,
+    classes: Sequence[str] | None = None,
+    network: Mapping[str, Any] | None = None,
+) -> Segmenter:
+    """Open trained weights for prediction.
+
+    Args:
+        path: `weights.pth` of a stage that trains a segmentation network; with `classes`, a published file of the
+            authors' network on ResNet-38.
+        device: "auto" (the GPU where there is one), "cpu" or "cuda".
+        classes: names of the foreground classes of a file that does not hold them, in the order of its channels
+            (`rrm.datasets.voc.VOC_CLASSES`). Leave it out for weights that this package wrote.
+        network: options of `rrm.networks.RRMNet` for such a file, where they are not the published ones.
+
+    Raises:
+        RRMError: missing, damaged or foreign file; a network without a trained segmentation branch; a file that does
+            not fit the classes.
+
+    Example:
+        >>> load("none.pth")
+        Traceback (most recent call last):
+        ...
+        rrm.errors.RRMError: model: expected a file of weights, got none at none.pth: check the path
+    """
+    check_choice("device", device, ("auto", "cpu", "cuda"))
+    path, device = Path(path), pick_device(device)
+    if not path.is_file():
+        raise RRMError(f"model: expected a file of weights, got none at {path}: check the path")
+    if classes is not None:
+        return Segmenter(_published(path, classes, network or {}).to(device).eval(), classes, device)
+    if network is not None:
+        raise RRMError("network: expected no options without classes, for our weights hold their own: give classes too")
+    trained = load_trained(path, device)
+    stage = trained.facts["stage"]
+    if stage == "classifier" or not hasattr(trained.network, "forward_segmentation"):
+        raise RRMError(
+            f"{path}: expected a network with a trained segmentation branch, got one of stage {stage!r}: give the "
+            "weights of one_step, method, step_two or bound"
+        )
+    return Segmenter(trained.network, trained.classes, device, trained.facts)
+
+
+def _published(path: Path, classes: Sequence[str], options: Mapping[str, Any]) -> Any:
+    network = build_network("rrm", num_classes=len(classes), **{"backbone": "resnet38", **options})
+    report = load_reference_weights(network, path)
+    wrong = [name for name in (*report.missing, *report.shape_mismatch) if name.startswith("head.")]
+    if wrong:
+        raise RRMError(
+            f"{path}: expected the segmentation branch of {len(classes)} classes, got none that fits ({wrong[:3]}): "
+            "give a file of the trained network, and its classes"
+        )
+    return network
+
+
+def _checked_scales(scales: Sequence[float]) -> list[float]:
+    values = list(scales)
+    if not values or not all(0 < scale < float("inf") for scale in values):
+        raise RRMError(f"scales: expected at least one number, all > 0, got {values}: use [1.0]")
+    return values
+
+
+def _solver(crf: bool | DenseCRF) -> DenseCRF | None:
+    if isinstance(crf, DenseCRF):
+        return crf
+    return DenseCRF.preset(CRF_PRESET) if crf else None
