@@ -107,7 +107,7 @@ def _add_export(commands: Any) -> None:
     export.add_argument("--opset", type=int, help="version of ONNX's operators (default: the exporter's choice)")
 
 
-def _number_list(text: str) -> tuple[float, ...]:
+def _numbers(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -127,20 +127,16 @@ def _add_segment(commands: Any) -> None:
         "inputs", nargs="+", metavar="INPUT", help="photos, folders, patterns; - reads a list from stdin"
     )
     segment.add_argument("--out", required=True, type=Path, help="the folder of results")
-    kinds = ["masks", "overlays", "probabilities", "polygons", "rle"]
+    kinds = ["masks", "overlays", "polygons", "rle", "probabilities"]
     segment.add_argument("--write", nargs="+", choices=kinds, default=kinds[:2], help="default: masks overlays")
     segment.add_argument("--no-crf", dest="crf", action="store_false", help="labels of the network alone")
-    segment.add_argument(
-        "--scales", type=_number_list, default=(1.0,), help="of the photo, such as 0.75,1,1.25 (default 1)"
-    )
+    segment.add_argument("--scales", type=_numbers, help="of the photo, such as 0.75,1,1.25 (default 1)")
     segment.add_argument("--flip", action="store_true", help="the mirrored photo too")
-    segment.add_argument("--merge", choices=["mean", "max"], default="mean", help="of scales and mirrored photos")
+    segment.add_argument("--merge", choices=["mean", "max"], help="of scales and mirrored photos (default mean)")
     segment.add_argument("--labels", type=Path, help="CSV file image,labels: no other classes are in these photos")
-    segment.add_argument(
-        "--tile", type=int, default=1024, help="longest side of what is done at once, pixels; 0: any (default 1024)"
-    )
-    segment.add_argument("--max-pixels", type=int, default=100_000_000, help="larger photos are refused (default 1e8)")
-    segment.add_argument("--overlay-format", choices=["jpg", "png"], default="jpg", help="default: jpg")
+    segment.add_argument("--tile", type=int, help="longest side of what is done at once; 0: any (default 1024 pixels)")
+    segment.add_argument("--max-pixels", type=int, help="photos with more are refused (default 100 million)")
+    segment.add_argument("--overlay-format", choices=["jpg", "png"], help="default: jpg")
     segment.add_argument("--overwrite", action="store_true", help="make all again, whatever the folder holds")
     segment.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
     segment.add_argument("--classes", help="names of the classes of a published file: a text file, one a line, or voc")
@@ -294,10 +290,11 @@ def _segment(arguments: argparse.Namespace) -> None:
     named = {None: None, "voc": VOC_CLASSES}
     classes = named[arguments.classes] if arguments.classes in named else read_classes(Path(arguments.classes))
     segmenter = load_segmenter(arguments.model, arguments.device, classes=classes, network=arguments.network)
-    given = {
-        name: getattr(arguments, name) for name in ("crf", "flip", "merge", "max_pixels", "labels", "overlay_format")
-    }
-    options = Options(write=tuple(arguments.write), scales=arguments.scales, tile=arguments.tile or None, **given)
+    names = ("crf", "scales", "flip", "merge", "max_pixels", "labels", "overlay_format")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if arguments.tile is not None:
+        given["tile"] = arguments.tile or None
+    options = Options(write=tuple(arguments.write), **given)
     lines = sys.stdin.read().splitlines() if "-" in arguments.inputs else []
     inputs = [text for text in arguments.inputs if text != "-"] + [line for line in lines if line.strip()]
     made, before = segment(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from rrm.datasets.voc import opened_image
 from rrm.errors import RRMError
@@ -95,13 +95,14 @@ def _check_size(name: str, height: int, width: int, max_pixels: int) -> None:
 
 
 def _as_rgb(image: Image.Image, name: str) -> Photo:
-    upright = ImageOps.exif_transpose(image)
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    upright = ImageOps.exif_transpose(image) if turned else image
     if upright.mode.startswith(("I", "F")):
         return _from_deep_grey(upright, name)
     if upright.has_transparency_data:
         colours = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
-    return np.array(upright.convert("RGB"), dtype=np.uint8)
+    return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"), dtype=np.uint8)
 
 
 def _from_deep_grey(image: Image.Image, name: str) -> Photo:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from rrm.annotations import foreground
 from rrm.crf import DenseCRF
 from rrm.datasets.voc import encode_mask, voc_palette
 from rrm.errors import RRMError
@@ -38,9 +39,11 @@ from rrm.training import pick_device
 Labels = npt.NDArray[np.uint8]
 CRF_PRESET = "rrm-inference"
 TILE = 1024
+_MOST_CLASSES = 254
+_ROWS = 1024  # of an overlay that are mixed at once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
     """What a network sees in a photo.
 
@@ -51,15 +54,19 @@ class Prediction:
 
     Example:
         >>> seen = Prediction(np.array([[0, 2]], np.uint8), ("cat", "dog"))
-        >>> seen.classes_found
-        ('dog',)
+        >>> seen, seen.classes_found
+        (Prediction(1 x 2: dog), ('dog',))
         >>> seen.overlay(np.zeros((1, 2, 3), np.uint8)).tolist()
         [[[0, 0, 0], [0, 64, 0]]]
     """
 
     labels: Labels
     classes: tuple[str, ...]
-    scores: Scores | None = field(default=None, repr=False)
+    scores: Scores | None = None
+
+    def __repr__(self) -> str:
+        found = ", ".join(self.classes_found) or "background alone"
+        return f"Prediction({self.labels.shape[0]} x {self.labels.shape[1]}: {found})"
 
     @property
     def probabilities(self) -> Scores:
@@ -77,8 +84,7 @@ class Prediction:
     @property
     def classes_found(self) -> tuple[str, ...]:
         """Names of the classes that have a pixel, in the order of their labels."""
-        seen = np.flatnonzero(np.bincount(self.labels.ravel(), minlength=256))
-        return tuple(self.classes[label - 1] for label in seen if label > 0)
+        return tuple(self.classes[label - 1] for label in foreground(self.labels))
 
     def overlay(self, image: ImageLike, opacity: float = 0.5) -> Photo:
         """The photo with the classes in VOC's colours laid over it; background stays as it is.
@@ -95,10 +101,15 @@ class Prediction:
         """
         photo = read_photo(image, max_pixels=max(MAX_PIXELS, self.labels.size))
         if photo.shape[:2] != self.labels.shape:
-            raise RRMError(f"overlay: expected the photo of these {self.labels.shape} labels, got {photo.shape[:2]}")
-        below = Image.fromarray(photo)
-        mixed = Image.blend(below, Image.fromarray(voc_palette()[self.labels]), opacity)
-        return np.array(Image.composite(mixed, below, Image.fromarray(self.labels > 0)))
+            raise RRMError(
+                f"overlay: expected the photo of these {self.labels.shape} labels, got one of {photo.shape[:2]}: give "
+                "the photo that was segmented"
+            )
+        result = np.empty_like(photo)
+        for first in range(0, len(photo), _ROWS):
+            rows = slice(first, first + _ROWS)
+            result[rows] = _laid_over(photo[rows], self.labels[rows], opacity)
+        return result
 
     def save_mask(self, path: str | os.PathLike[str]) -> None:
         """Write the labels as a palette PNG of 8 bits in VOC's colours, atomically.
@@ -112,6 +123,12 @@ class Prediction:
             temporary.write_bytes(encode_mask(self.labels))
 
 
+def _laid_over(photo: Photo, labels: Labels, opacity: float) -> Photo:
+    below = Image.fromarray(photo)
+    mixed = Image.blend(below, Image.fromarray(voc_palette()[labels]), opacity)
+    return np.asarray(Image.composite(mixed, below, Image.fromarray(labels > 0)))
+
+
 class Segmenter:
     """A trained network, ready for photos. `rrm.load` makes one from a file.
 
@@ -120,6 +137,9 @@ class Segmenter:
         classes: names of the foreground classes, in the order of the network's channels.
         device: "cpu" or "cuda".
         facts: what is known of the training, as stored with the weights.
+
+    Raises:
+        RRMError: no classes, too many or one of them twice.
 
     Example:
         >>> from rrm.networks import build_network
@@ -134,6 +154,10 @@ class Segmenter:
     ) -> None:
         self.network, self.device, self.facts = network, device, dict(facts or {})
         self.classes = tuple(classes)
+        if isinstance(classes, str) or not 1 <= len(set(self.classes)) == len(self.classes) <= _MOST_CLASSES:
+            raise RRMError(
+                f"classes: expected 1 to {_MOST_CLASSES} different names in a list, got {classes!r}: correct it"
+            )
 
     def __repr__(self) -> str:
         return f"Segmenter({type(self.network).__name__}, {len(self.classes)} classes, {self.device!r})"
@@ -165,8 +189,8 @@ class Segmenter:
             merge: "mean" of probabilities, or "max" of logits.
             tile: longest side, in pixels, of what goes through network and CRF at once: a photo with a longer side is
                 done in overlapping tiles (`rrm.tiling`). A multiple of 32 from 64 on; None: never.
-            probabilities: keep them. False saves 4 (C + 1) H W bytes; memory then grows with H W by 4 bytes a pixel
-                alone, and for the rest with the width of the photo and the side of a tile.
+            probabilities: keep them, 4 (C + 1) bytes a pixel. Without them a photo takes 4 bytes a pixel, and beside
+                that 5 (C + 1) bytes times its width times `tile`, and what the network and the CRF need for one tile.
             max_pixels: most pixels of the photo.
 
         Returns:
@@ -176,9 +200,7 @@ class Segmenter:
             RRMError: a photo that cannot be read or is too large, an unknown class name, a value out of range.
         """
         check_tile(tile)
-        views = {"scales": _checked_scales(scales), "flip": flip, "merge": merge}
-        check_choice("merge", merge, ("mean", "max"))
-        present = self.present(image_labels)
+        views, present = checked_views(scales, flip, merge), self.present(image_labels)
         photo = read_photo(image, max_pixels)
         solver = _solver(crf)
 
@@ -222,6 +244,7 @@ class Segmenter:
             labels[rows] = labels_at(band, (band.shape[1], band.shape[2]))
             if scores is not None:
                 scores[:, rows] = band
+            del band  # before the next one is made
         return Prediction(labels, self.classes, scores)
 
 
@@ -271,7 +294,12 @@ def load(
 
 
 def _published(path: Path, classes: Sequence[str], options: Mapping[str, Any]) -> Any:
-    network = build_network("rrm", num_classes=len(classes), **{"backbone": "resnet38", **options})
+    try:
+        network = build_network("rrm", num_classes=len(classes), **{"backbone": "resnet38", **options})
+    except (TypeError, ValueError) as error:
+        raise RRMError(
+            f"network: expected options of RRMNet by name, got {options!r} ({error}): correct them"
+        ) from None
     report = load_reference_weights(network, path)
     wrong = [name for name in (*report.missing, *report.shape_mismatch) if name.startswith("head.")]
     if wrong:
@@ -282,11 +310,23 @@ def _published(path: Path, classes: Sequence[str], options: Mapping[str, Any]) -
     return network
 
 
-def _checked_scales(scales: Sequence[float]) -> list[float]:
+def checked_views(scales: Sequence[float], flip: bool, merge: str) -> dict[str, Any]:
+    """Views as `rrm.inference.segmentation_probabilities` takes them.
+
+    Raises:
+        RRMError: no scales, or one that is not > 0 and finite; an unknown way to merge.
+
+    Example:
+        >>> checked_views([0], False, "mean")
+        Traceback (most recent call last):
+        ...
+        rrm.errors.RRMError: scales: expected at least one number, all > 0, got [0]: use [1.0]
+    """
     values = list(scales)
     if not values or not all(0 < scale < float("inf") for scale in values):
         raise RRMError(f"scales: expected at least one number, all > 0, got {values}: use [1.0]")
-    return values
+    check_choice("merge", merge, ("mean", "max"))
+    return {"scales": values, "flip": flip, "merge": merge}
 
 
 def _solver(crf: bool | DenseCRF) -> DenseCRF | None:

@@ -129,6 +129,7 @@ def blended_bands(
         done = (rows[number + 1].start if number + 1 < len(rows) else size[0]) - row.start
         carried = strip[:, done:].copy()
         yield row.start, strip[:, :done]
+        del strip  # before the next one is made
 
 
 def _strip(probabilities: Callable[[slice, slice], Scores], row: Tile, columns: list[Tile], width: int) -> Scores:
