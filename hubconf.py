@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch.hub lists every public name that can be called
+    import os
+    from typing import Any
+
     from rrm.segmenter import Segmenter
 
 dependencies = ["h5py", "numba", "numpy", "PIL", "pydantic", "torch", "tqdm"]

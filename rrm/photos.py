@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from rrm.datasets.voc import opened_image
 from rrm.errors import RRMError
@@ -27,7 +27,18 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", "
 """Names of files that are taken for photos in a folder, in small or capital letters."""
 MAX_PIXELS = 100_000_000
 _LARGEST_16_BIT = 65535
-_BROKEN = (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error)  # Pillow, on damaged EXIF and pixels
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What EXIF's orientations ask for. Pillow's own function writes EXIF anew, which fails on odd tags of cameras."""
+# What Pillow raises on damaged EXIF and pixels.
+_BROKEN = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error)
 
 
 def read_photo(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Photo:
@@ -95,14 +106,22 @@ def _check_size(name: str, height: int, width: int, max_pixels: int) -> None:
 
 
 def _as_rgb(image: Image.Image, name: str) -> Photo:
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    upright = ImageOps.exif_transpose(image) if turned else image
+    upright = _upright(image)
     if upright.mode.startswith(("I", "F")):
         return _from_deep_grey(upright, name)
     if upright.has_transparency_data:
         colours = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
     return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"), dtype=np.uint8)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned by its EXIF orientation; as it is stored where EXIF is damaged, as viewers show it."""
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except _BROKEN:
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def _from_deep_grey(image: Image.Image, name: str) -> Photo:
