@@ -134,6 +134,9 @@ def _add_segment(commands: Any) -> None:
     segment.add_argument("--flip", action="store_true", help="the mirrored photo too")
     segment.add_argument("--merge", choices=["mean", "max"], help="of scales and mirrored photos (default mean)")
     segment.add_argument("--labels", type=Path, help="CSV file image,labels: no other classes are in these photos")
+    segment.add_argument(
+        "--long-side", type=int, help="larger photos are reduced to this first, pixels (default: never)"
+    )
     segment.add_argument("--tile", type=int, help="longest side of what is done at once; 0: any (default 1024 pixels)")
     segment.add_argument("--max-pixels", type=int, help="photos with more are refused (default 100 million)")
     segment.add_argument("--overlay-format", choices=["jpg", "png"], help="default: jpg")
@@ -290,7 +293,7 @@ def _segment(arguments: argparse.Namespace) -> None:
     named = {None: None, "voc": VOC_CLASSES}
     classes = named[arguments.classes] if arguments.classes in named else read_classes(Path(arguments.classes))
     segmenter = load_segmenter(arguments.model, arguments.device, classes=classes, network=arguments.network)
-    names = ("crf", "scales", "flip", "merge", "max_pixels", "labels", "overlay_format")
+    names = ("crf", "scales", "flip", "merge", "long_side", "max_pixels", "labels", "overlay_format")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if arguments.tile is not None:
         given["tile"] = arguments.tile or None

@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 
 from rrm.annotations import foreground
+from rrm.cam import resize
 from rrm.crf import DenseCRF
+from rrm.datasets.packing import reduce_photo
 from rrm.datasets.voc import encode_mask, voc_palette
 from rrm.errors import RRMError
 from rrm.inference import (
@@ -171,6 +174,7 @@ class Segmenter:
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         merge: str = "mean",
+        long_side: int | None = None,
         tile: int | None = TILE,
         probabilities: bool = True,
         max_pixels: int = MAX_PIXELS,
@@ -183,14 +187,17 @@ class Segmenter:
             image_labels: names of the classes that are in the photo, where that is known: the others become
                 impossible. An empty one leaves background alone. None: any class may be there.
             crf: True for the paper's CRF at test time (`DenseCRF.preset("rrm-inference")`), False for none, or a
-                `DenseCRF` for photos of this size.
+                `DenseCRF` for photos of the original size.
             scales: factors > 0 on the size at which the network sees the photo; results are merged.
             flip: the mirrored photo too.
             merge: "mean" of probabilities, or "max" of logits.
+            long_side: a photo with a longer side, in pixels, is reduced to it before network and CRF see it, as
+                `dataset.long_side` reduces photos, and the probabilities are enlarged to its size. None: never.
             tile: longest side, in pixels, of what goes through network and CRF at once: a photo with a longer side is
                 done in overlapping tiles (`rrm.tiling`). A multiple of 32 from 64 on; None: never.
-            probabilities: keep them, 4 (C + 1) bytes a pixel. Without them a photo takes 4 bytes a pixel, and beside
-                that 5 (C + 1) bytes times its width times `tile`, and what the network and the CRF need for one tile.
+            probabilities: keep them, 4 (C + 1) bytes a pixel. Without them, and without reducing, a photo takes 4 bytes
+                a pixel, and beside that 5 (C + 1) bytes times its width times `tile`, and what the network and the
+                CRF need for one tile.
             max_pixels: most pixels of the photo.
 
         Returns:
@@ -201,14 +208,17 @@ class Segmenter:
         """
         check_tile(tile)
         views, present = checked_views(scales, flip, merge), self.present(image_labels)
+        check_long_side(long_side)
         photo = read_photo(image, max_pixels)
-        solver = _solver(crf)
+        seen = reduce_photo(photo, long_side)
+        solver = _solver(crf, max(seen.shape[:2]) / max(photo.shape[:2]))
 
         def of_tile(rows: slice, columns: slice) -> Scores:
-            seen = np.ascontiguousarray(photo[rows, columns])
-            return self._probabilities(seen, views, present, solver)
+            return self._probabilities(np.ascontiguousarray(seen[rows, columns]), views, present, solver)
 
-        return self._collected(blended_bands(of_tile, (photo.shape[0], photo.shape[1]), tile), photo, probabilities)
+        bands = blended_bands(of_tile, (seen.shape[0], seen.shape[1]), tile)
+        collect = self._collected if seen.shape == photo.shape else self._enlarged
+        return collect(bands, (photo.shape[0], photo.shape[1]), probabilities)
 
     def present(self, image_labels: Sequence[str] | None) -> Labels | None:
         """Names of classes as (C,) uint8, 1 = named; None stays None.
@@ -236,9 +246,14 @@ class Segmenter:
             return scores
         return crf_on_present(crf, photo, scores, np.ones(len(self.classes), np.uint8) if present is None else present)
 
-    def _collected(self, bands: Iterator[tuple[int, Scores]], photo: Photo, keep: bool) -> Prediction:
-        labels = np.empty(photo.shape[:2], np.uint8)
-        scores: Scores | None = np.empty((len(self.classes) + 1, *labels.shape), np.float32) if keep else None
+    def _enlarged(self, bands: Iterator[tuple[int, Scores]], size: tuple[int, int], keep: bool) -> Prediction:
+        small = torch.from_numpy(np.concatenate([band for _, band in bands], axis=1))
+        scores = np.asarray(resize(small[None], size)[0].numpy())
+        return Prediction(labels_at(scores, size), self.classes, scores if keep else None)
+
+    def _collected(self, bands: Iterator[tuple[int, Scores]], size: tuple[int, int], keep: bool) -> Prediction:
+        labels = np.empty(size, np.uint8)
+        scores: Scores | None = np.empty((len(self.classes) + 1, *size), np.float32) if keep else None
         for row, band in bands:
             rows = slice(row, row + band.shape[1])
             labels[rows] = labels_at(band, (band.shape[1], band.shape[2]))
@@ -329,7 +344,21 @@ def checked_views(scales: Sequence[float], flip: bool, merge: str) -> dict[str, 
     return {"scales": values, "flip": flip, "merge": merge}
 
 
-def _solver(crf: bool | DenseCRF) -> DenseCRF | None:
+def check_long_side(long_side: int | None) -> None:
+    """Refuse sides below a pixel; None means that no photo is reduced.
+
+    Example:
+        >>> check_long_side(0)
+        Traceback (most recent call last):
+        ...
+        rrm.errors.RRMError: long_side: expected at least 1 pixel, got 0: use 500
+    """
+    if long_side is not None and long_side < 1:
+        raise RRMError(f"long_side: expected at least 1 pixel, got {long_side}: use 500")
+
+
+def _solver(crf: bool | DenseCRF, shrink: float) -> DenseCRF | None:
+    """The CRF for a photo that was reduced to `shrink` times its size."""
     if isinstance(crf, DenseCRF):
-        return crf
-    return DenseCRF.preset(CRF_PRESET) if crf else None
+        return crf.scaled(shrink)
+    return DenseCRF.preset(CRF_PRESET).scaled(shrink) if crf else None

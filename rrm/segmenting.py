@@ -19,7 +19,7 @@ from rrm.photos import MAX_PIXELS, SUFFIXES, read_photo
 from rrm.progress import tracked
 from rrm.provenance import file_digest, module_hash
 from rrm.segment_files import Folder, Output, Probabilities, Source, outputs_of
-from rrm.segmenter import TILE, Segmenter, checked_views
+from rrm.segmenter import TILE, Segmenter, check_long_side, checked_views
 from rrm.tiling import check_tile
 
 
@@ -29,12 +29,12 @@ class Options:
 
     Attributes:
         write: some of `rrm.segment_files.KINDS`.
-        crf, scales, flip, merge, tile, max_pixels: as for `Segmenter.predict`.
+        crf, scales, flip, merge, long_side, tile, max_pixels: as for `Segmenter.predict`.
         labels: CSV file `image,labels` with the image-level labels of every photo, or None.
         overlay_format: "jpg" or "png".
 
     Raises:
-        RRMError: scales, merge or tile out of range.
+        RRMError: scales, merge, long_side or tile out of range.
     """
 
     write: tuple[str, ...] = ("masks", "overlays")
@@ -42,6 +42,7 @@ class Options:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     merge: str = "mean"
+    long_side: int | None = None
     tile: int | None = TILE
     max_pixels: int = MAX_PIXELS
     labels: Path | None = None
@@ -49,18 +50,18 @@ class Options:
 
     def __post_init__(self) -> None:
         checked_views(self.scales, self.flip, self.merge)
+        check_long_side(self.long_side)
         check_tile(self.tile)
 
     def views(self) -> dict[str, Any]:
         """The options of `Segmenter.predict` that change its result."""
-        return {
-            "crf": self.crf, "scales": list(self.scales), "flip": self.flip, "merge": self.merge, "tile": self.tile,
-        }  # fmt: skip
+        names = ("crf", "scales", "flip", "merge", "long_side", "tile")
+        return {name: getattr(self, name) for name in names}
 
     def identity(self) -> dict[str, Any]:
         """All that the content of a file depends on, beside the model and the photo."""
         labels = None if self.labels is None else file_digest(self.labels)
-        return {**self.views(), "labels": labels, "overlay_format": self.overlay_format}
+        return {**self.views(), "scales": list(self.scales), "labels": labels, "overlay_format": self.overlay_format}
 
 
 def find_photos(inputs: Sequence[str], out: Path, faults: list[str]) -> list[Source]:

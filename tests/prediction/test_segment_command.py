@@ -198,6 +198,7 @@ def test_large_photos_are_refused(
     ("arguments", "message"),
     [
         (("--tile", "100"), "tile: expected a multiple of 32"),
+        (("--long-side", "0"), "long_side: expected at least 1 pixel"),
         (("--scales", "1,0"), "scales: expected at least one number"),
         (("--labels", "absent.csv"), "labels: expected a CSV file"),
         (("--classes", "absent.txt"), "absent.txt: expected class names"),

@@ -18,6 +18,7 @@ from PIL import Image
 import rrm
 from rrm.cli import main
 from rrm.config import Evaluation
+from rrm.datasets.packing import reduce_photo
 from rrm.datasets.voc import VOC_CLASSES
 from rrm.errors import RRMError
 from rrm.inference import for_storage
@@ -34,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CRF = {"bilateral_sigma_xy": 83, "bilateral_sigma_rgb": 5, "bilateral_weight": 4}
 RUNTIME = {"device": "cpu", "crf_workers": 0, "log_seconds": 60}
 PHOTOS = {"one": made_photo(40, 57), "two": made_photo(33, 24, seed=1)}
+LONG_SIDE = 35
 VIEWS = {
     "one": {"scales": [1.0], "flip": False, "merge": "mean"},
     "mean": {"scales": [0.75, 1.0, 1.5], "flip": True, "merge": "mean"},
@@ -44,17 +46,18 @@ VIEWS = {
 class Pipeline:
     """The stages on `PHOTOS`, which are also files."""
 
-    def __init__(self, folder: Path, weights: Path) -> None:
-        self.folder, self.weights = folder, weights
+    def __init__(self, folder: Path, weights: Path, long_side: int | None = None) -> None:
+        self.folder, self.weights, self.long_side = folder, weights, long_side
         self.masks = {
             name: np.random.default_rng(len(name)).integers(0, 3, photo.shape[:2], np.uint8)
             for name, photo in PHOTOS.items()
         }
         splits = {split: list(PHOTOS) for split in ("val", "submission")}
-        attrs = {"splits": splits, "classes": CLASSES, "long_side": None}
+        attrs = {"splits": splits, "classes": CLASSES, "long_side": long_side}
         with StoreWriter(folder / "photos.h5", "photos", {}, "-", attrs) as writer:
             for name, photo in PHOTOS.items():
-                writer.add(name, {"image": photo, "size": np.array(photo.shape[:2], np.int32)})
+                image = reduce_photo(photo, long_side)
+                writer.add(name, {"image": image, "size": np.array(photo.shape[:2], np.int32)})
                 Image.fromarray(photo).save(folder / f"{name}.png")
         with StoreWriter(folder / "masks.h5", "masks", {}, "-", {"split": "val", "classes": CLASSES}) as writer:
             for name, mask in self.masks.items():
@@ -73,9 +76,10 @@ class Pipeline:
         return Store(path, "probabilities")
 
 
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Pipeline:
-    return Pipeline(tmp_path_factory.mktemp("pipeline"), weights)
+@pytest.fixture(scope="module", params=[None, LONG_SIDE], ids=["original", "reduced"])
+def pipeline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Pipeline:
+    """Photos packed at their size, and reduced: the first is, the second is smaller than that anyway."""
+    return Pipeline(tmp_path_factory.mktemp("pipeline"), weights, request.param)
 
 
 # ---- the same as the pipeline ----
@@ -84,8 +88,9 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Pipelin
 @pytest.mark.parametrize("views", sorted(VIEWS))
 def test_probabilities_are_those_of_the_stage_predict(pipeline: Pipeline, segmenter: rrm.Segmenter, views: str) -> None:
     store = pipeline.probabilities(views)
-    for name in PHOTOS:
-        seen = segmenter.predict(pipeline.folder / f"{name}.png", crf=False, **VIEWS[views])
+    for name, photo in PHOTOS.items():
+        packed = reduce_photo(photo, pipeline.long_side)
+        seen = segmenter.predict(packed, crf=False, **VIEWS[views])
         np.testing.assert_array_equal(for_storage(seen.probabilities), store.read(name, "probabilities"))
         np.testing.assert_array_equal(seen.probabilities, store.read(name, "probabilities").astype(np.float32))
 
@@ -98,7 +103,8 @@ def test_labels_are_those_of_the_stage_evaluate(pipeline: Pipeline, segmenter: r
     confusion = Store(out, "confusion")
     for name, photo in PHOTOS.items():
         for kind, crf in (("plain", False), ("crf", True)):
-            seen = segmenter.predict(photo, crf=crf, **VIEWS[views])
+            seen = segmenter.predict(photo, crf=crf, long_side=pipeline.long_side, **VIEWS[views])
+            assert seen.probabilities.shape == (3, *photo.shape[:2])
             expected = confusion_matrix(seen.labels, pipeline.masks[name], len(CLASSES))
             np.testing.assert_array_equal(expected, confusion.read(name, kind))
 
@@ -111,6 +117,7 @@ def test_masks_are_those_of_the_stage_submission(
     archive = pipeline.stage(submission, "submission", f"{crf}.tar.gz", {"crf": CRF if crf else None}, **inputs)
     files = [str(pipeline.folder / f"{name}.png") for name in PHOTOS]
     how = [] if crf else ["--no-crf"]
+    how += [] if pipeline.long_side is None else ["--long-side", str(pipeline.long_side)]
     command = ["segment", str(pipeline.weights), *files, "--out", str(tmp_path / "out"), "--device", "cpu", *how]
     assert main(command) == 0
     with tarfile.open(archive) as opened:
@@ -119,7 +126,7 @@ def test_masks_are_those_of_the_stage_submission(
             assert member is not None
             expected = member.read()
             assert (tmp_path / "out" / "masks" / f"{name}.png").read_bytes() == expected
-            segmenter.predict(photo, crf=crf).save_mask(tmp_path / "api.png")
+            segmenter.predict(photo, crf=crf, long_side=pipeline.long_side).save_mask(tmp_path / "api.png")
             assert (tmp_path / "api.png").read_bytes() == expected
 
 
@@ -130,8 +137,9 @@ def test_the_crf_is_that_of_the_configuration() -> None:
 # ---- what a prediction holds ----
 
 
-def test_paths_images_and_arrays_give_the_same(pipeline: Pipeline, segmenter: rrm.Segmenter) -> None:
-    path = pipeline.folder / "one.png"
+def test_paths_images_and_arrays_give_the_same(segmenter: rrm.Segmenter, tmp_path: Path) -> None:
+    path = tmp_path / "one.png"
+    Image.fromarray(PHOTOS["one"]).save(path)
     seen = [segmenter.predict(image) for image in (path, str(path), Image.open(path), PHOTOS["one"])]
     for each in seen:
         assert each.labels.dtype == np.uint8 and each.probabilities.dtype == np.float32
@@ -202,6 +210,11 @@ def test_small_and_narrow_photos(segmenter: rrm.Segmenter, size: tuple[int, int]
 def test_scales_that_are_refused(segmenter: rrm.Segmenter, scales: tuple[float, ...]) -> None:
     with pytest.raises(RRMError, match="scales: expected at least one number, all > 0"):
         segmenter.predict(PHOTOS["one"], scales=scales)
+
+
+def test_sides_that_are_refused(segmenter: rrm.Segmenter) -> None:
+    with pytest.raises(RRMError, match="long_side: expected at least 1 pixel, got 0"):
+        segmenter.predict(PHOTOS["one"], long_side=0)
 
 
 def test_a_merge_that_is_refused(segmenter: rrm.Segmenter) -> None:
