@@ -50,7 +50,7 @@ def outlines(labels: Labels, label: int) -> list[list[Points]]:
         >>> [polygon.tolist() for polygon in outlines(np.array([[0, 3, 3]], np.uint8), 3)[0]]
         [[[1.0, 0.5], [1.5, 0.0], [2.5, 0.0], [3.0, 0.5], [2.5, 1.0], [1.5, 1.0]]]
     """
-    from contourpy import FillType, contour_generator
+    from contourpy import FillType, contour_generator  # comes with Matplotlib
 
     region = labels == label
     if not region.any():

@@ -207,14 +207,14 @@ class Segmenter:
             RRMError: a photo that cannot be read or is too large, an unknown class name, a value out of range.
         """
         check_tile(tile)
-        views, present = checked_views(scales, flip, merge), self.present(image_labels)
         check_long_side(long_side)
+        views, present = checked_views(scales, flip, merge), self.present(image_labels)
         photo = read_photo(image, max_pixels)
         seen = reduce_photo(photo, long_side)
         solver = _solver(crf, max(seen.shape[:2]) / max(photo.shape[:2]))
 
         def of_tile(rows: slice, columns: slice) -> Scores:
-            return self._probabilities(np.ascontiguousarray(seen[rows, columns]), views, present, solver)
+            return self._probabilities(np.array(seen[rows, columns], order="C"), views, present, solver)
 
         bands = blended_bands(of_tile, (seen.shape[0], seen.shape[1]), tile)
         collect = self._collected if seen.shape == photo.shape else self._enlarged

@@ -23,7 +23,7 @@ TINY = {"width": 1 / 16, "units": [1, 1, 1, 1]}
 def made_photo(height: int, width: int, seed: int = 0) -> Any:
     """Smooth patches of colour, (H,W,3) uint8."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+    return np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
 @pytest.fixture(scope="session")

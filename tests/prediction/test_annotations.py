@@ -36,7 +36,7 @@ def _nested() -> Any:
 @pytest.mark.parametrize("seed", range(25))
 def test_polygons_of_noise_give_the_labels_again(seed: int) -> None:
     random = np.random.default_rng(seed)
-    labels = random.integers(0, 4, random.integers(1, 14, 2)).astype(np.uint8)
+    labels = random.integers(0, 4, tuple(random.integers(1, 14, 2))).astype(np.uint8)
     made = labelme(labels, CLASSES, "photo.jpg")
     np.testing.assert_array_equal(painted(labels.shape, made), labels)
 
