@@ -78,7 +78,7 @@ def read_photo(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Photo:
             f"image: expected a path, a Pillow image or an array, got {type(image).__name__}: convert it to one of them"
         )
     path = Path(image)
-    with opened_image(path, FORMATS, max_pixels) as opened, _decoding(str(path)):
+    with _decoding(str(path)), opened_image(path, FORMATS, max_pixels) as opened:
         return _as_rgb(opened, str(path))
 
 

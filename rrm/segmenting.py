@@ -176,7 +176,7 @@ def segment(
     if not sources:
         raise_faults("rrm segment", faults)
     identity = {
-        "model": digest, "classes": list(segmenter.classes), "code": module_hash("rrm.segmenter"),
+        "model": digest, "classes": list(segmenter.classes), "code": module_hash("rrm.segment_files"),
         "options": options.identity(),
     }  # fmt: skip
     folder = Folder(out, identity, overwrite)
@@ -196,10 +196,10 @@ def _segment_one(
     segmenter: Segmenter, source: Source, labels: ImageLabels | None, options: Options, outputs: Sequence[Output]
 ) -> Source:
     known = None if labels is None else labels.of(source)
-    photo = read_photo(source.path, options.max_pixels)
     missing = [output for output in outputs if not output.has(source.name)]
     keep = any(isinstance(output, Probabilities) for output in missing)
     with _enough_memory(source):
+        photo = read_photo(source.path, options.max_pixels)
         seen = segmenter.predict(
             photo, image_labels=known, probabilities=keep, max_pixels=options.max_pixels, **options.views()
         )
