@@ -16,11 +16,12 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 import rrm
+from rrm.segment_files import KINDS
 from rrm.store import Store
 from tests.prediction.conftest import CLASSES, made_photo
 from tests.prediction.test_annotations import painted
 
-EVERYTHING = ("--write", "masks", "overlays", "polygons", "rle", "probabilities")
+EVERYTHING = ("--write", *KINDS)
 Segment = Callable[..., int]
 
 
