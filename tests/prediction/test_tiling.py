@@ -71,7 +71,6 @@ def test_a_photo_in_tiles_is_the_photo_as_a_whole(small_view: rrm.Segmenter) -> 
     np.testing.assert_array_equal(tiled.labels, whole.labels)
     narrow = small_view.predict(photo, crf=False, tile=64)  # 8 pixels: less than the network sees
     np.testing.assert_allclose(narrow.probabilities, whole.probabilities, atol=0.03)
-    assert (narrow.labels != whole.labels).mean() < 1e-3
 
 
 def test_a_photo_of_one_tile_is_not_touched(segmenter: rrm.Segmenter) -> None:
