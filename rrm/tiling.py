@@ -126,6 +126,7 @@ def blended_bands(
         strip = _strip(probabilities, row, columns, size[1])
         if carried is not None:
             strip[:, : carried.shape[1]] += carried
+            carried = None  # before the next one is copied
         done = (rows[number + 1].start if number + 1 < len(rows) else size[0]) - row.start
         carried = strip[:, done:].copy()
         yield row.start, strip[:, :done]

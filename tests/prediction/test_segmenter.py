@@ -294,8 +294,6 @@ def test_torch_hub_opens_weights(weights: Path, segmenter: rrm.Segmenter) -> Non
     opened = torch.hub.load(str(ROOT), "rrm_segmenter", weights, source="local", device="cpu")
     expected = segmenter.predict(PHOTOS["two"], crf=False)
     np.testing.assert_array_equal(opened.predict(PHOTOS["two"], crf=False).labels, expected.labels)
-    assert torch.hub.list(str(ROOT), source="local") == ["rrm_segmenter"]
-    assert "weights.pth" in torch.hub.help(str(ROOT), "rrm_segmenter", source="local")
 
 
 def test_import_and_command_line_stay_light() -> None:

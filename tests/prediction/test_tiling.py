@@ -71,7 +71,6 @@ def test_a_photo_in_tiles_is_the_photo_as_a_whole(small_view: rrm.Segmenter) -> 
     np.testing.assert_array_equal(tiled.labels, whole.labels)
     narrow = small_view.predict(photo, crf=False, tile=64)  # 8 pixels: less than the network sees
     np.testing.assert_allclose(narrow.probabilities, whole.probabilities, atol=0.03)
-    assert (narrow.labels != whole.labels).mean() < 1e-3
 
 
 def test_a_photo_of_one_tile_is_not_touched(segmenter: rrm.Segmenter) -> None:
@@ -90,8 +89,8 @@ def test_odd_sizes_and_the_crf(segmenter: rrm.Segmenter) -> None:
 def test_memory_grows_with_the_width_and_not_with_the_height() -> None:
     classes = [f"class {number}" for number in range(20)]
     segmenter = rrm.Segmenter(SmallView(21), classes)
-    photo = made_photo(2048, 192)
-    strip = 5 * 21 * 64 * 192
+    photo = made_photo(1024, 768)
+    strip = 6 * 21 * 64 * 768  # of float32, and the half of it that overlaps the next one
 
     def peak(**options: Any) -> int:
         tracemalloc.start()
@@ -101,7 +100,7 @@ def test_memory_grows_with_the_width_and_not_with_the_height() -> None:
         return highest
 
     everything = 21 * photo.shape[0] * photo.shape[1] * 4
-    assert peak(probabilities=False) < strip + photo.size + 3_000_000 < everything / 4
+    assert peak(probabilities=False) < strip + photo.size // 3 + 1_500_000 < everything / 4
     assert peak(probabilities=True) > everything
 
 
