@@ -1,5 +1,5 @@
 """Command line: `rrm <stage>` runs one stage; `rrm segment`, `rrm data`, `rrm schema`, `rrm check`, `rrm scores`,
-`rrm export` and `rrm check-submission` serve people.
+`rrm plan`, `rrm export` and `rrm check-submission` serve people.
 
 The workflow's rules call stages with `--options`; by hand, `--config` takes the same options from a config file.
 """
@@ -11,7 +11,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -306,24 +306,17 @@ def _segment(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {made} photos segmented, {before} were there already")
 
 
-def _serve(arguments: argparse.Namespace) -> None:
-    """One of the commands that are no stages."""
-    if arguments.command == "schema":
-        print(json.dumps(json_schema(), indent=2, sort_keys=True))
-    elif arguments.command == "check":
-        print(json.dumps(load(*arguments.config).model_dump(mode="json"), indent=2))
-    elif arguments.command == "data":
-        _assemble(arguments)
-    elif arguments.command == "check-submission":
-        _check_submission(arguments.archive, arguments.photos)
-    elif arguments.command == "export":
-        _export(arguments)
-    elif arguments.command == "plan":
-        _plan(arguments)
-    elif arguments.command == "segment":
-        _segment(arguments)
-    else:
-        _print_scores(arguments.confusion)
+_SERVICES: Mapping[str, Callable[[argparse.Namespace], None]] = {
+    "schema": lambda _: print(json.dumps(json_schema(), indent=2, sort_keys=True)),
+    "check": lambda arguments: print(json.dumps(load(*arguments.config).model_dump(mode="json"), indent=2)),
+    "data": _assemble,
+    "check-submission": lambda arguments: _check_submission(arguments.archive, arguments.photos),
+    "export": _export,
+    "plan": _plan,
+    "scores": lambda arguments: _print_scores(arguments.confusion),
+    "segment": _segment,
+}
+"""The commands that are no stages."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -341,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command in STAGES:
             _call_stage(arguments)
         else:
-            _serve(arguments)
+            _SERVICES[arguments.command](arguments)
     except KeyboardInterrupt:
         _report(f"rrm {arguments.command}: interrupted; the same command goes on from the last checkpoint")
         return 130
