@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 
+from rrm.rates import processor
+
 FORMAT = 2
 PACKAGES = ("torch", "numpy", "numba", "pydensecrf2", "triton")
 
@@ -87,7 +89,7 @@ def metadata(threads: int, busy: int) -> dict[str, Any]:
     """What the figures depend on."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
@@ -96,13 +98,6 @@ def metadata(threads: int, busy: int) -> dict[str, Any]:
         "busy_processes": busy,
         "load": round(os.getloadavg()[0], 2),
     }
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def _version(package: str) -> str | None:

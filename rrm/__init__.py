@@ -2,6 +2,7 @@
 
 The public names below are loaded on first use, so that the command line starts fast:
 
+* `load`: trained weights as a `Segmenter`, whose `predict` segments photos and gives a `Prediction`;
 * `DenseCRF`, `DenseEnergyLoss`, `mine_regions`, `SegmentationMetrics`: parts for other methods;
 * `networks`: `networks.RRMNet`, `networks.load_reference_weights` and the DeepLabs.
 
@@ -27,14 +28,20 @@ if TYPE_CHECKING:
     from rrm.losses import DenseEnergyLoss
     from rrm.metrics import SegmentationMetrics
     from rrm.regions import mine_regions
+    from rrm.segmenter import Prediction, Segmenter, load
 
 __version__ = "0.1.0"
-__all__ = ["DenseCRF", "DenseEnergyLoss", "SegmentationMetrics", "mine_regions", "networks"]
+__all__ = [
+    "DenseCRF", "DenseEnergyLoss", "Prediction", "SegmentationMetrics", "Segmenter", "load", "mine_regions", "networks",
+]  # fmt: skip
 
 _HOMES = {
     "DenseCRF": "rrm.crf",
     "DenseEnergyLoss": "rrm.losses",
+    "Prediction": "rrm.segmenter",
     "SegmentationMetrics": "rrm.metrics",
+    "Segmenter": "rrm.segmenter",
+    "load": "rrm.segmenter",
     "mine_regions": "rrm.regions",
 }
 

@@ -1,5 +1,5 @@
-"""Command line: `rrm <stage>` runs one stage, `rrm merge` joins its shards; `rrm data`, `rrm schema`, `rrm check`,
-`rrm scores`, `rrm export` and `rrm check-submission` serve people.
+"""Command line: `rrm <stage>` runs one stage, `rrm merge` joins its shards; `rrm segment`, `rrm data`, `rrm schema`,
+`rrm check`, `rrm scores`, `rrm plan`, `rrm export` and `rrm check-submission` serve people.
 
 The workflow's rules call stages with `--options`; by hand, `--config` takes the same options from a config file.
 """
@@ -11,7 +11,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,45 @@ def _add_export(commands: Any) -> None:
     export.add_argument("--opset", type=int, help="version of ONNX's operators (default: the exporter's choice)")
 
 
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between, got {text!r}") from None
+
+
+def _add_segment(commands: Any) -> None:
+    segment = commands.add_parser(
+        "segment",
+        help="segment your own photos with trained weights",
+        description="Segment photos with trained weights. The same command goes on where it was stopped.",
+    )
+    segment.add_argument(
+        "model", type=Path, help="weights.pth of a stage that trains, or with --classes a published file"
+    )
+    segment.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="photos, folders, patterns; - reads a list from stdin"
+    )
+    segment.add_argument("--out", required=True, type=Path, help="the folder of results")
+    kinds = ["masks", "overlays", "polygons", "rle", "probabilities"]
+    segment.add_argument("--write", nargs="+", choices=kinds, default=kinds[:2], help="default: masks overlays")
+    segment.add_argument("--no-crf", dest="crf", action="store_false", help="labels of the network alone")
+    segment.add_argument("--scales", type=_numbers, help="of the photo, such as 0.75,1,1.25 (default 1)")
+    segment.add_argument("--flip", action="store_true", help="the mirrored photo too")
+    segment.add_argument("--merge", choices=["mean", "max"], help="of scales and mirrored photos (default mean)")
+    segment.add_argument("--labels", type=Path, help="CSV file image,labels: no other classes are in these photos")
+    segment.add_argument(
+        "--long-side", type=int, help="larger photos are reduced to this first, pixels (default: never)"
+    )
+    segment.add_argument("--tile", type=int, help="longest side of what is done at once; 0: any (default 1024 pixels)")
+    segment.add_argument("--max-pixels", type=int, help="photos with more are refused (default 100 million)")
+    segment.add_argument("--overlay-format", choices=["jpg", "png"], help="default: jpg")
+    segment.add_argument("--overwrite", action="store_true", help="make all again, whatever the folder holds")
+    segment.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
+    segment.add_argument("--classes", help="names of the classes of a published file: a text file, one a line, or voc")
+    segment.add_argument("--network", type=_json, help="with --classes: options of the network as JSON")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
@@ -139,6 +178,7 @@ def build_parser() -> argparse.ArgumentParser:
     submission.add_argument("archive", type=Path, help="a submission.tar.gz, made here or elsewhere")
     submission.add_argument("--photos", type=Path, required=True, help="the photos.h5 that holds its photos' list")
     _add_export(commands)
+    _add_segment(commands)
     return parser
 
 
@@ -263,24 +303,40 @@ def _export(arguments: argparse.Namespace) -> None:
         print(f"{arguments.out}: {each}")
 
 
-def _serve(arguments: argparse.Namespace) -> None:
-    """One of the commands that are no stages."""
-    if arguments.command == "schema":
-        print(json.dumps(json_schema(), indent=2, sort_keys=True))
-    elif arguments.command == "check":
-        print(json.dumps(load(*arguments.config).model_dump(mode="json"), indent=2))
-    elif arguments.command == "data":
-        _assemble(arguments)
-    elif arguments.command == "check-submission":
-        _check_submission(arguments.archive, arguments.photos)
-    elif arguments.command == "export":
-        _export(arguments)
-    elif arguments.command == "merge":
-        _merge(arguments)
-    elif arguments.command == "plan":
-        _plan(arguments)
-    else:
-        _print_scores(arguments.confusion)
+def _segment(arguments: argparse.Namespace) -> None:
+    from rrm.datasets.voc import VOC_CLASSES, read_classes
+    from rrm.provenance import file_digest
+    from rrm.segmenter import load as load_segmenter
+    from rrm.segmenting import Options, segment
+
+    named = {None: None, "voc": VOC_CLASSES}
+    classes = named[arguments.classes] if arguments.classes in named else read_classes(Path(arguments.classes))
+    segmenter = load_segmenter(arguments.model, arguments.device, classes=classes, network=arguments.network)
+    names = ("crf", "scales", "flip", "merge", "long_side", "max_pixels", "labels", "overlay_format")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if arguments.tile is not None:
+        given["tile"] = arguments.tile or None
+    options = Options(write=tuple(arguments.write), **given)
+    lines = sys.stdin.read().splitlines() if "-" in arguments.inputs else []
+    inputs = [text for text in arguments.inputs if text != "-"] + [line for line in lines if line.strip()]
+    made, before = segment(
+        segmenter, file_digest(arguments.model), inputs, arguments.out, options, overwrite=arguments.overwrite
+    )
+    print(f"{arguments.out}: {made} photos segmented, {before} were there already")
+
+
+_SERVICES: Mapping[str, Callable[[argparse.Namespace], None]] = {
+    "schema": lambda _: print(json.dumps(json_schema(), indent=2, sort_keys=True)),
+    "check": lambda arguments: print(json.dumps(load(*arguments.config).model_dump(mode="json"), indent=2)),
+    "data": _assemble,
+    "check-submission": lambda arguments: _check_submission(arguments.archive, arguments.photos),
+    "export": _export,
+    "merge": _merge,
+    "plan": _plan,
+    "scores": lambda arguments: _print_scores(arguments.confusion),
+    "segment": _segment,
+}
+"""The commands that are no stages."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -298,7 +354,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command in STAGES:
             _call_stage(arguments)
         else:
-            _serve(arguments)
+            _SERVICES[arguments.command](arguments)
     except KeyboardInterrupt:
         _report(f"rrm {arguments.command}: interrupted; the same command goes on from the last checkpoint")
         return 130

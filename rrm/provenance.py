@@ -76,8 +76,18 @@ def code_hash(stage: str) -> str:
     Args:
         stage: name of a module of `rrm.stages`, such as `"one_step"`.
     """
+    return module_hash(f"rrm.stages.{stage}")
+
+
+@cache
+def module_hash(name: str) -> str:
+    """Content hash of a module and all that it imports from the package, 16 hexadecimal digits.
+
+    Args:
+        name: of the module, such as `"rrm.segmenter"`.
+    """
     digest = hashlib.sha256()
-    for module in modules_of(f"rrm.stages.{stage}"):
+    for module in modules_of(name):
         path = _file_of(module)
         assert path is not None
         digest.update(f"{module}\n{ast.unparse(_tree(path))}\n".encode())

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -239,7 +240,7 @@ class _Bench:
         elif job.stage in ("step-two", "bound"):
             inputs |= self._labels(job, data)
             if network_section(self.config, job.name).warm_start:
-                inputs["start"] = self._made(Job("one-step", {"model": "one_step"}, 1, 1, "step"))
+                inputs["start"] = self._one_step()
         return inputs
 
     def _start(self) -> dict[str, Path]:
@@ -248,16 +249,15 @@ class _Bench:
     def _classifier(self) -> Path:
         return self._made(Job("classifier", {}, 1, 1, "step"))
 
+    def _one_step(self) -> Path:
+        return self._made(Job("one-step", {"model": "one_step"}, 1, 1, "step"))
+
     def _weights_of(self, job: Job) -> Path:
         """Weights of the network that a job predicts with, after one step."""
         if job.stage != "predict":
             masks = self.config.pseudo_masks[job.name]
             uses_classifier = masks.network == "classifier"
-            return (
-                self._classifier()
-                if uses_classifier
-                else self._made(Job("one-step", {"model": "one_step"}, 1, 1, "step"))
-            )
+            return self._classifier() if uses_classifier else self._one_step()
         group = job.name.partition("/")[0]
         stage = {"methods": "method", "step_two": "step-two", "bounds": "bound"}.get(group, "one-step")
         model = "one_step" if group == "cam" else job.name
@@ -333,19 +333,18 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _machine(device: str, threads: int) -> dict[str, Any]:
-    import platform
-
     import torch
 
-    name = torch.cuda.get_device_name() if device == "cuda" else _processor()
+    name = torch.cuda.get_device_name() if device == "cuda" else processor()
     return {"device": name, "threads": threads, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of this machine's processor."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
     found = re.search(r"model name\s*:\s*(.+)", text)
-    return found[1] if found else "CPU"
+    return found[1].strip() if found else platform.processor()
 
 
 def _short(error: Exception) -> str:

@@ -272,14 +272,14 @@ class VocLayout:
             RRMError: missing, oversized, truncated or otherwise unreadable, or more than 8 bits a channel.
         """
         path = self.photo_path(name)
-        with _opened(path, ("JPEG", "PNG"), self.max_pixels) as image:
+        with opened_image(path, ("JPEG", "PNG"), self.max_pixels) as image:
             if image.mode not in _PHOTO_MODES:
                 raise RRMError(f"{path}: expected a photo of 8 bits a channel, got mode {image.mode}: convert it")
             return np.array(image.convert("RGB"), dtype=np.uint8)
 
     def photo_size(self, name: str) -> tuple[int, int]:
         """(H, W) of a photo in pixels, from its header."""
-        with _opened(self.photo_path(name), ("JPEG", "PNG"), self.max_pixels) as image:
+        with opened_image(self.photo_path(name), ("JPEG", "PNG"), self.max_pixels) as image:
             return image.height, image.width
 
     def read_mask(self, name: str) -> NDArray[np.uint8]:
@@ -295,7 +295,7 @@ class VocLayout:
         path = self.mask_path(name)
         if not path.is_file():
             raise RRMError(f"{path}: expected a mask, got no file: add it or take its id off the list")
-        with _opened(path, ("PNG",), self.max_pixels) as image:
+        with opened_image(path, ("PNG",), self.max_pixels) as image:
             if image.mode not in {"P", "L"}:
                 raise RRMError(
                     f"{path}: expected a palette or grey PNG whose values are class ids, "
@@ -443,8 +443,23 @@ def collect_faults(faults: list[str], function: Callable[..., Any], *arguments: 
 
 
 @contextmanager
-def _opened(path: Path, formats: tuple[str, ...], max_pixels: int) -> Iterator[Image.Image]:
-    """An open image of an allowed format and size; a failure to decode it becomes one `RRMError`."""
+def opened_image(path: Path, formats: tuple[str, ...], max_pixels: int) -> Iterator[Image.Image]:
+    """An open image of an allowed format and size; a failure to decode it in the block becomes one `RRMError`.
+
+    Args:
+        path: the file.
+        formats: Pillow's names of formats, such as "JPEG".
+        max_pixels: most pixels; a larger image is refused by its header, before it is decoded.
+
+    Raises:
+        RRMError: missing, foreign, truncated or too large.
+
+    Example:
+        >>> with opened_image(Path("none.png"), ("PNG",), 100): pass
+        Traceback (most recent call last):
+        ...
+        rrm.errors.RRMError: none.png: expected a readable PNG file, got no file: replace the file
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -16,9 +16,13 @@ from tests.workflow.test_submission_plan import voc_config
 MANIFEST = "results/mine/voc/manifest.json"
 
 
+def archives(sources: Path) -> dict[str, Any]:
+    """Section `dataset.sources` for the miniatures in a folder."""
+    return {"voc": [f"{sources}/trainval.tar", f"{sources}/test.tar"], "sbd": f"{sources}/sbd.tgz", "subset": True}
+
+
 def _config(sources: Path, **dataset: Any) -> dict[str, Any]:
-    files = {"voc": [f"{sources}/trainval.tar", f"{sources}/test.tar"], "sbd": f"{sources}/sbd.tgz", "subset": True}
-    return voc_config(root=None, train="train_aug", sources=files, **dataset)
+    return voc_config(root=None, train="train_aug", sources=archives(sources), **dataset)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import yaml
 
 from rrm.config import merge
 from tests.workflow.project import REPOSITORY, Project
-from tests.workflow.test_assembly_plan import sources  # noqa: F401 (a fixture)
+from tests.workflow.test_assembly_plan import archives, sources  # noqa: F401 (a fixture)
 
 RUN = "results/voc2012/seed0"
 WANTED = ("step_two/vgg16/confusion_val.h5", "step_two/vgg16/submission.tar.gz")
@@ -27,8 +27,7 @@ SMALL: dict[str, Any] = {
 
 def _config(sources: Path) -> dict[str, Any]:  # noqa: F811
     config = yaml.safe_load(REPOSITORY.joinpath("configs", "voc2012.yaml").read_text())
-    files = {"voc": [f"{sources}/trainval.tar", f"{sources}/test.tar"], "sbd": f"{sources}/sbd.tgz", "subset": True}
-    return merge(config, {"dataset": {"sources": files, "submission": "test"}})
+    return merge(config, {"dataset": {"sources": archives(sources), "submission": "test"}})
 
 
 def test_all_of_the_paper_is_planned_from_the_archives(clone: Project, sources: Path) -> None:  # noqa: F811
