@@ -1,12 +1,12 @@
 """A cluster simulated: pseudo masks, prediction and evaluation in shards, how long, what fails, what breaks first.
 
-    rrm plan --config config.yaml --measure --rates rates.json
-    python -m benchmarks.cluster --config config.yaml --rates rates.json --out cluster.json --plot cluster.png
+    python -m benchmarks.cluster --config config.yaml --measure --rates rates.json --out cluster.json --plot cluster.png
 
-Measured are seconds and bytes a photo of each stage (the rates file), and what a record costs a store here: to write,
-to merge and to know (`store_costs`). All else is assumed, and stands in the file that is written (`Assumptions`). Each
-job of a stage is an event: it waits for its submission and a free GPU, opens its stores, works through its photos at
-its node's speed, and begins anew if the node fails before it has ended. The merge starts after the last job.
+Measured are seconds and bytes a photo of each stage and of the merge of its shards (the rates file, which is that of
+`rrm plan --measure`; here only the stages in question are measured), and what a record costs a store here: to write
+and to know (`store_costs`). All else is assumed, and stands in the file that is written (`Assumptions`). Each job of a
+stage is an event: it waits for its submission and a free GPU, opens its stores, works through its photos at its node's
+speed, and begins anew if the node fails before it has ended. The merge starts after the last job.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ import numpy as np
 from rrm.config import Config, load
 from rrm.cost import Job
 from rrm.errors import RRMError
-from rrm.rates import Rates, rate_key
-from rrm.shards import merge_shards, own_share, shard_path
-from rrm.store import Store, StoreWriter
+from rrm.rates import Rate, Rates, measure_rates, rate_key
+from rrm.store import Store, StoreWriter, atomic_path
+from rrm.training import pick_device
 
 HOUR = 3600.0
 SHARDS = (256, 1024, 4096, 16384)
@@ -42,8 +42,9 @@ class Assumptions:
     Attributes:
         photos: of the data set.
         gpus: jobs that run at a time, one a GPU.
-        gpu_tflops: speed that networks reach (TFLOP/s), for rates that were measured on another device: counted FLOPs
-            become seconds, and CRFs run in `crf_processes` beside them. 0 takes the measured seconds as they are.
+        gpu_tflops: speed that networks reach (TFLOP/s), for rates that were measured on another device: a photo takes
+            its counted FLOPs at that speed and the seconds in which the merge reads and writes it, or, where that is
+            longer, the evaluation's CRF in `crf_processes` beside them. 0 takes the measured seconds as they are.
         crf_processes: for each GPU (`runtime.crf_workers`).
         mtbf_hours: mean time between failures of a GPU with its node. Meta's report on Llama 3 counts 419 unexpected
             interruptions in 54 days on 16,384 GPUs, which is 50,000 hours.
@@ -81,31 +82,30 @@ class StoreCosts:
 
     Attributes:
         records: of the store that was measured.
-        write, merge, know: seconds a record to write it, to merge it from shards, and to open a store that has it.
+        write, know: seconds a record to write it (rates hold that already: it shows whether it grows with the store),
+            and to open a store that has it.
         memory: bytes a record of an open store; a writer's are of the same kind.
         index: bytes a record of the index in the file.
         file: bytes a record beside its array, of links, headers and index.
-        byte: seconds that merging takes for a byte of a large array.
     """
 
     records: int
     write: float
-    merge: float
     know: float
     memory: float
     index: float
     file: float
-    byte: float
 
 
 @dataclass(frozen=True)
 class Load:
-    """A stage: seconds and bytes a photo, seconds a job, and stores of all photos that each job opens."""
+    """A stage: seconds and bytes a photo, start of a job, the merge's seconds a photo, stores that each job opens."""
 
     stage: str
     seconds: float
     start: float
     size: float
+    merge: float
     stores: int = 1
 
 
@@ -123,42 +123,23 @@ class Outcome:
 
 
 def store_costs(folder: Path, records: int) -> StoreCosts:
-    """Measure what records cost a store; writes a few files there.
+    """Measure what records cost a store; writes a file there.
 
     Args:
-        folder: for the files.
-        records: at least 2.
+        folder: for the file.
+        records: at least 1.
     """
-    small, large = np.zeros(1, np.uint8), np.random.default_rng(0).random((21, 64, 64)).astype(np.float16)
+    path, array = folder / f"{records}.h5", np.zeros(1, np.uint8)
     begin = time.perf_counter()
-    _write_shards(folder / "small", records, small)
-    write = (time.perf_counter() - begin) / records
-    merged, merge = _merged(folder / "small", records)
-    begin = time.perf_counter()
-    store = Store(merged, "probabilities")
-    know = (time.perf_counter() - begin) / records
-    _write_shards(folder / "large", 64, large)
-    byte = max(0.0, _merged(folder / "large", 64)[1] - merge) / large.nbytes
+    with StoreWriter(path, "probabilities", {}, "") as writer:
+        for number in range(records):
+            writer.add(f"{number:012d}", {"probabilities": array})
+    written = time.perf_counter()
+    store = Store(path, "probabilities")
+    opened = time.perf_counter()
     index = len(json.dumps(store.ids)) + len(json.dumps([{"probabilities": 2**31}] * records))
-    return StoreCosts(
-        records, write, merge, know, _memory(merged) / records, index / records, merged.stat().st_size / records, byte
-    )
-
-
-def _write_shards(folder: Path, records: int, array: np.ndarray) -> None:
-    ids = [f"{number:012d}" for number in range(records)]
-    for part in (1, 2):
-        share, attrs = own_share({"shard": f"{part}/2"}, ids, {})
-        with StoreWriter(shard_path(folder, part, 2), "probabilities", {}, "", attrs) as writer:
-            for name in share:
-                writer.add(name, {"probabilities": array})
-
-
-def _merged(folder: Path, records: int) -> tuple[Path, float]:
-    """The merged store and the seconds that a record took."""
-    begin = time.perf_counter()
-    merge_shards(folder, 2, folder / "merged.h5", log_seconds=1e9)
-    return folder / "merged.h5", (time.perf_counter() - begin) / records
+    costs = (written - begin, opened - written, _memory(path), index, path.stat().st_size)
+    return StoreCosts(records, *(each / records for each in costs))
 
 
 def _memory(path: Path) -> int:
@@ -171,30 +152,41 @@ def _memory(path: Path) -> int:
     return peak
 
 
+def simulated_jobs(model: str, masks: str) -> list[Job]:
+    """The stages of a model and of a set of pseudo masks, each followed by the merge of its shards."""
+    scored = {"model": model, "split": "val"}
+    stages = {"pseudo-masks": {"masks": masks}, "predict": scored, "evaluate": scored}
+    return [Job(stage, names, 1, 1, "photo", merges) for stage, names in stages.items() for merges in (False, True)]
+
+
 def loads(config: Config, rates: Rates, assumptions: Assumptions, model: str, masks: str) -> list[Load]:
-    """The stages of a model and of a set of pseudo masks, by measured rates.
+    """The simulated stages by measured rates.
 
     Raises:
-        RRMError: the rates hold no such stage of this configuration.
+        RRMError: the rates hold no such stage, or no such merge, of this configuration.
     """
-    scored = {"model": model, "split": "val"}
-    jobs = [Job("pseudo-masks", {"masks": masks}, 1, 1, "photo")]
-    jobs += [Job(stage, scored, 1, 1, "photo") for stage in ("predict", "evaluate")]
-    keys = {job.stage: rate_key(config, job) for job in jobs}
-    for job in jobs:
-        if keys[job.stage] not in rates.entries:
-            raise RRMError(f"rates: expected those of {job.stage} {job.name}, got none: measure this configuration")
-    measured = {stage: rates.entries[key] for stage, key in keys.items()}
-    seconds = {stage: rate.unit_seconds for stage, rate in measured.items()}
-    if assumptions.gpu_tflops:
-        crf = seconds["evaluate"] * max(1, config.runtime.crf_workers) / assumptions.crf_processes
-        networks = {stage: rate.tflop_per_unit / assumptions.gpu_tflops for stage, rate in measured.items()}
-        seconds = {stage: max(networks[stage], crf if stage != "predict" else 0.0) for stage in measured}
-    opened = {"evaluate": 3}  # photos, masks and probabilities
+    measured: dict[str, Rate] = {}
+    for job in simulated_jobs(model, masks):
+        key = rate_key(config, job)
+        if key not in rates.entries:
+            raise RRMError(
+                f"rates: expected those of {job.task} {job.name}, got none: measure this configuration, with --measure"
+            )
+        measured[job.task] = rates.entries[key]
+    crf = measured["evaluate"].unit_seconds * max(1, config.runtime.crf_workers) / assumptions.crf_processes
     return [
-        Load(stage, seconds[stage], rate.start_seconds, rate.unit_bytes, opened.get(stage, 1))
-        for stage, rate in measured.items()
+        _load(measured[stage], measured[f"merge {stage}"].unit_seconds, assumptions, crf)
+        for stage in ("pseudo-masks", "predict", "evaluate")
     ]
+
+
+def _load(rate: Rate, merge: float, assumptions: Assumptions, crf: float) -> Load:
+    """A stage as measured, or on GPUs of the assumed speed."""
+    seconds = rate.unit_seconds
+    if assumptions.gpu_tflops:
+        seconds = max(rate.tflop_per_unit / assumptions.gpu_tflops + merge, 0.0 if rate.stage == "predict" else crf)
+    opened = 3 if rate.stage == "evaluate" else 1  # photos, masks and probabilities; photos
+    return Load(rate.stage, seconds, rate.start_seconds, rate.unit_bytes, merge, opened)
 
 
 # ---- simulated ----
@@ -241,14 +233,14 @@ def _durations(
     speed = np.exp(random.normal(0, assumptions.spread, shards))
     speed = np.where(slow, random.uniform(1, assumptions.slow_factor, shards), speed)
     opened = costs.know * assumptions.photos * work.stores
-    stored = photos * (costs.write + work.size / assumptions.disk)
+    stored = photos * work.size / assumptions.disk
     seconds: list[float] = (work.start + opened + speed * photos * work.seconds + stored).tolist()
     return seconds
 
 
-def merge_seconds(work: Load, assumptions: Assumptions, costs: StoreCosts) -> float:
-    """Seconds of the one process that merges: records and bytes, each byte read and written."""
-    return assumptions.photos * (costs.merge + work.size * (costs.byte + 2 / assumptions.disk))
+def merge_seconds(work: Load, assumptions: Assumptions) -> float:
+    """Seconds of the one process that merges: as measured, and each byte from and to the cluster's disk."""
+    return assumptions.photos * (work.merge + 2 * work.size / assumptions.disk)
 
 
 def summary(
@@ -263,10 +255,10 @@ def summary(
         "busy_hours": assumptions.photos * work.seconds / assumptions.gpus / HOUR,
         **means,
         "worst_hours": max(run.hours for run in runs),
-        "merge_hours": merge_seconds(work, assumptions, costs) / HOUR,
+        "merge_hours": merge_seconds(work, assumptions) / HOUR,
         "submission_hours": shards * (assumptions.dag + 1 / assumptions.submissions) / HOUR,
         "opening_gpu_hours": shards * costs.know * assumptions.photos * work.stores / HOUR,
-        "store_bytes": assumptions.photos * (work.size or costs.file),
+        "store_bytes": assumptions.photos * work.size,
     }
 
 
@@ -281,7 +273,7 @@ def limits(works: Sequence[Load], assumptions: Assumptions, costs: StoreCosts) -
         {"what": "indexes that a job opens", "photos": assumptions.node_memory / (opened * costs.memory)}
     ]
     for work in works:
-        ratio = merge_seconds(work, assumptions, costs) * assumptions.gpus / (assumptions.photos * work.seconds)
+        ratio = merge_seconds(work, assumptions) * assumptions.gpus / (assumptions.photos * work.seconds)
         breaks = {"what": f"one process merges {work.stage}", "photos": 0.0 if ratio > 1 else None}
         found.append(breaks | {"merge_to_compute": ratio})
     return sorted(found, key=lambda each: (each["photos"] is None, each["photos"], -each.get("merge_to_compute", 0.0)))
@@ -313,7 +305,10 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, nargs="+", required=True, help="config file(s) of the rates")
-    parser.add_argument("--rates", type=Path, required=True, help="from rrm plan --measure")
+    parser.add_argument("--rates", type=Path, required=True, help="of rrm plan --measure; with --measure: to write")
+    parser.add_argument("--measure", action="store_true", help="measure the simulated stages on this machine")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to measure")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each job that is measured")
     parser.add_argument("--model", default="one_step", help="that predicts")
     parser.add_argument("--masks", default="one_step", help="set of pseudo masks")
     parser.add_argument("--shards", type=int, nargs="+", default=SHARDS, help="numbers of shards to compare")
@@ -327,16 +322,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _measure(config: Config, options: argparse.Namespace) -> None:
+    jobs = simulated_jobs(options.model, options.masks)
+    rates = measure_rates(config, jobs, pick_device(options.device), options.threads)
+    with atomic_path(options.rates) as temporary:
+        temporary.write_text(rates.to_json(), encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the stores, simulate, print and write."""
     options = _parser().parse_args(arguments)
     assumptions = replace(Assumptions(), **{f.name: getattr(options, f.name) for f in fields(Assumptions)})
+    config = load(*options.config)
+    if options.measure:
+        _measure(config, options)
     rates = Rates.read(options.rates)
-    works = loads(load(*options.config), rates, assumptions, options.model, options.masks)
+    works = loads(config, rates, assumptions, options.model, options.masks)
     with tempfile.TemporaryDirectory(prefix="rrm-cluster-") as folder:
-        stores = [
-            store_costs(Path(folder, str(records)), records) for records in (options.records // 10, options.records)
-        ]
+        stores = [store_costs(Path(folder), records) for records in (options.records // 10, options.records)]
     costs, seeds = stores[-1], range(options.seeds)
     rows = [summary(each, count, assumptions, costs, seeds) for each in works for count in options.shards]
     content = {

@@ -249,6 +249,11 @@ def submitted_models(config: Config) -> list[str]:
     return [name for name in models(config) if name != "cam/given" and not name.startswith("bounds/")]
 
 
+def shard_count(config: Config, stage: str) -> int:
+    """Jobs that share the photos of each store that a stage makes: 1 where they are not divided."""
+    return int(getattr(config.runtime.shards, STAGES[stage].module)) if STAGES[stage].sharded else 1
+
+
 def stage_options(
     config: Config,
     stage: str,

@@ -26,6 +26,7 @@ from rrm.pipeline import (
     models,
     network_section,
     scored_models,
+    shard_count,
     stage_options,
     submitted_models,
     variants,
@@ -102,7 +103,7 @@ class Plan:
     def runtime(self, wildcards: Any, resources: Any) -> str:
         """Parameter `runtime`: how to run. Snakemake does not track parameters that depend on `resources`."""
         del wildcards, resources
-        return _compact(self.config.runtime.model_dump(mode="json", exclude={"threads", "processes"}))
+        return _compact(self.config.runtime.model_dump(mode="json", exclude={"threads", "processes", "shards"}))
 
     @staticmethod
     def inputs(wildcards: Any, input: Any) -> list[str]:  # noqa: A002 (Snakemake names it)
@@ -123,8 +124,7 @@ class Plan:
 
     def shards(self, stage: str) -> int:
         """Jobs that share the photos of each store that a stage makes."""
-        module = STAGES[stage].module
-        return int(getattr(self.config.runtime.shards, module)) if STAGES[stage].sharded else 1
+        return shard_count(self.config, stage)
 
     def piece(self, stage: str, store: Path) -> Any:
         """Output of a stage's rule: the whole store, or a shard of it, which goes once they are merged.

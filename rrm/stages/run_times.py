@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -26,9 +26,9 @@ def job_of(path: Path) -> tuple[str, str]:
         >>> job_of(Path("one_step/predict_val.shards/0123456789abcdef/3of7.tsv"))
         ('predict_val 3of7', 'one_step')
     """
-    folder = next((each for each in path.parents if each.suffix == ".shards"), None)
-    if folder is not None:
-        job, model = job_of(folder.with_suffix(".tsv"))
+    whole = _whole(path)
+    if whole != path:
+        job, model = job_of(whole)
         return f"{job} {path.stem}", model
     name = path.with_suffix("").as_posix()
     if name == "classifier":
@@ -40,8 +40,28 @@ def job_of(path: Path) -> tuple[str, str]:
     return "train", name
 
 
+def _whole(path: Path) -> Path:
+    """The benchmark file of a job: of a shard's or a merge's, where it would lie without shards."""
+    folder = next((each for each in path.parents if each.suffix == ".shards"), None)
+    return path if folder is None else folder.with_suffix(".tsv")
+
+
+def last_done(paths: Iterable[Path]) -> Iterator[Path]:
+    """Benchmark files of the way in which each job was done last: as a whole, or in shards of one key and number."""
+    jobs: dict[Path, list[Path]] = {}
+    for path in paths:
+        jobs.setdefault(_whole(path), []).append(path)
+    for whole, files in jobs.items():
+        merge = whole.with_suffix(".shards") / "merge.tsv"
+        done = [path for path in files if path != merge]
+        ways = {path: (path.parent, "" if path == whole else path.stem.partition("of")[2]) for path in done}
+        last = max(done, key=lambda path: path.stat().st_mtime_ns, default=merge)
+        yield from (path for path in done if ways[path] == ways[last])
+        yield from (path for path in files if path == merge and last != whole)
+
+
 def _rows(folder: Path, seed: int) -> Iterator[dict[str, str]]:
-    for path in sorted(folder.rglob("*.tsv")):
+    for path in last_done(sorted(folder.rglob("*.tsv"))):
         job, model = job_of(path.relative_to(folder))
         measured = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False).iloc[-1]
         cells = {column: str(measured.get(name, "")) for column, name in _MEASURED.items()}
