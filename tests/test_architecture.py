@@ -19,6 +19,7 @@ ORDER = [
     "store",
     "shards",
     "parallel",
+    "lease",
     "distributed",
     "datasets",
     "networks",

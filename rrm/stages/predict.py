@@ -15,7 +15,7 @@ from rrm.shards import own_share
 from rrm.stages.call import Call
 from rrm.stages.trained import load_trained
 from rrm.store import Store, StoreWriter
-from rrm.training import pick_device
+from rrm.training import take_device
 
 Predict = Callable[[str], npt.NDArray[np.float32]]
 
@@ -38,7 +38,7 @@ def _predictor(call: Call, photos: Store, network: Any, device: str) -> Predict:
 def run(call: Call) -> None:
     """Write a store of kind "probabilities": per photo `probabilities` (C+1,H,W) float16."""
     photos = Store(call.input("photos"), "photos")
-    device = pick_device(call.runtime["device"])
+    device = take_device(call.runtime)
     trained = load_trained(call.input("model"), device)
     predict = _predictor(call, photos, trained.network, device)
     facts = {"split": call.options["split"], "trained": trained.facts}

@@ -32,7 +32,7 @@ from rrm.shards import own_share
 from rrm.stages.call import Call
 from rrm.stages.trained import load_trained
 from rrm.store import Store, StoreWriter
-from rrm.training import pick_device
+from rrm.training import take_device
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _cam_of(call: Call, network: Any, device: str) -> Callable[[Photo, npt.NDArr
 
 def _scored_photos(call: Call, photos: Store, ids: Sequence[str]) -> Iterator[Scored]:
     options = call.options["pseudo_masks"]
-    device = pick_device(call.runtime["device"])
+    device = take_device(call.runtime)
     network = load_trained(call.input("model"), device).network
     cam_of = _cam_of(call, network, device)
     for name in ids:
