@@ -83,6 +83,8 @@ def joined(device: str, shared: bool = False) -> Iterator[None]:
     if processes() == 1:
         yield
         return
+    if device == "cuda" and torch.cuda.device_count() < processes_here():
+        raise too_few_gpus(torch.cuda.device_count(), processes_here())
     threading.Thread(target=_end_with_launcher, args=(os.getppid(),), daemon=True).start()
     try:
         store, number, size = next(rendezvous("env://", timeout=TIMEOUT))
@@ -125,8 +127,6 @@ def _take_gpu(store: Any, shared: bool) -> None:
     cards, place = visible_gpus(), int(os.environ["LOCAL_RANK"])
     if not shared:
         place = leased_together(store, cards, place, processes_here())
-    elif len(cards) <= place:
-        raise too_few_gpus(len(cards), processes_here())
     torch.cuda.set_device(place)
 
 

@@ -422,6 +422,8 @@ def fit(
     share_batch_norm(task.network, options.device)
     stepper = _Stepper(task, optimizer, options)
     start = _resume(task, stepper, run)
+    if start:
+        tell(f"{name}: goes on after step {start}")
     with ExitStack() as stack:
         stop = stack.enter_context(_StopRequest())
         recorder = stack.enter_context(_recorder(run, start, options, name)) if is_first() else None
