@@ -1,5 +1,5 @@
-"""Command line: `rrm <stage>` runs one stage; `rrm segment`, `rrm data`, `rrm schema`, `rrm check`, `rrm scores`,
-`rrm plan`, `rrm export` and `rrm check-submission` serve people.
+"""Command line: `rrm <stage>` runs one stage, `rrm merge` joins its shards; `rrm segment`, `rrm data`, `rrm schema`,
+`rrm check`, `rrm scores`, `rrm plan`, `rrm export` and `rrm check-submission` serve people.
 
 The workflow's rules call stages with `--options`; by hand, `--config` takes the same options from a config file.
 """
@@ -49,8 +49,12 @@ def _add_stage(commands: Any, name: str) -> None:
     source.add_argument("--options", type=_json, help="the stage's options as JSON (what the workflow passes)")
     for wildcard in stage.wildcards:
         parser.add_argument(f"--{wildcard}", type=int if wildcard == "seed" else str, help=f"with --config: {wildcard}")
+    if stage.sharded:
+        parser.add_argument(
+            "--shard", metavar="K/N", help="only part K of N of the photos; `rrm merge` joins the parts"
+        )
     parser.add_argument("--runtime", type=_json, help="device, workers, crf_workers, log_seconds as JSON")
-    parser.add_argument("--usage", type=Path, metavar="FILE", help="write time and memory that the job took, as JSON")
+    _add_usage(parser)
     parser.add_argument("--code", help="content hash of the stage's code where it is known (what the workflow passes)")
     parser.add_argument(
         "--threads", type=int, help="threads of numeric libraries, of all processes together (default: all cores)"
@@ -95,6 +99,18 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument("--threads", type=int, default=1, help="threads of each job that is measured")
     plan.add_argument("--parallel", type=int, default=1, help="jobs that run at a time, for the total time")
     plan.add_argument("--out", type=Path, help="the table as a CSV file")
+
+
+def _add_usage(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--usage", type=Path, metavar="FILE", help="write time and memory that the job took, as JSON")
+
+
+def _add_merge(commands: Any) -> None:
+    merge = commands.add_parser("merge", help="join the shards of a store: the bytes that the stage writes without any")
+    merge.add_argument("folder", type=Path, help="holds the shards 1ofN.h5, 2ofN.h5 and so on, from --shard K/N")
+    merge.add_argument("--shards", type=int, required=True, metavar="N", help="their number")
+    merge.add_argument("--out", type=Path, required=True, help="the store to write")
+    _add_usage(merge)
 
 
 def _add_export(commands: Any) -> None:
@@ -164,6 +180,7 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("config", type=Path, nargs="+", help="config file(s), later ones over earlier ones")
     scores = commands.add_parser("scores", help="per-class IoU of a store of confusion matrices")
     scores.add_argument("confusion", type=Path, help="a confusion_<split>.h5")
+    _add_merge(commands)
     _add_plan(commands)
     submission = commands.add_parser("check-submission", help="check an archive for the VOC evaluation server")
     submission.add_argument("archive", type=Path, help="a submission.tar.gz, made here or elsewhere")
@@ -171,15 +188,6 @@ def build_parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_segment(commands)
     return parser
-
-
-def _stage(arguments: argparse.Namespace) -> None:
-    begin = time.monotonic()
-    _call_stage(arguments)
-    if arguments.usage is not None and os.environ.get("RANK", "0") == "0":
-        from rrm.usage import Usage
-
-        Usage.since(begin).write(arguments.usage)
 
 
 def _call_stage(arguments: argparse.Namespace) -> None:
@@ -190,7 +198,8 @@ def _call_stage(arguments: argparse.Namespace) -> None:
         given = {w: getattr(arguments, w) for w in stage.wildcards if getattr(arguments, w) is not None}
         options = stage_options(config, arguments.command, **given)
     runtime = Runtime.model_validate(arguments.runtime or (config.runtime if config else Runtime()))
-    call = (stage.module, dict(arguments.inputs), arguments.out, options, runtime.model_dump(), arguments.code)
+    how = runtime.model_dump() | ({"shard": arguments.shard} if stage.sharded else {})
+    call = (stage.module, dict(arguments.inputs), arguments.out, options, how, arguments.code)
     if os.environ.get("WORLD_SIZE", "1") == "1":
         _run(arguments.threads, *call)
         return
@@ -240,6 +249,12 @@ def _plan(arguments: argparse.Namespace) -> None:
     if arguments.out:
         write_table(arguments.out, table)
     print(plan_text(table, rates, arguments.parallel))
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    from rrm.shards import merge_shards
+
+    merge_shards(arguments.folder, arguments.shards, arguments.out)
 
 
 def _check_submission(archive: Path, photos: Path) -> None:
@@ -316,6 +331,7 @@ _SERVICES: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "data": _assemble,
     "check-submission": lambda arguments: _check_submission(arguments.archive, arguments.photos),
     "export": _export,
+    "merge": _merge,
     "plan": _plan,
     "scores": lambda arguments: _print_scores(arguments.confusion),
     "segment": _segment,
@@ -333,12 +349,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         0: done; 1: bad input, one message on standard error; 2: bad usage; 130: interrupted; 143: stopped by SIGTERM
         with the state saved.
     """
+    begin = time.monotonic()
     arguments = build_parser().parse_args(argv)
     try:
         if arguments.command in STAGES:
-            _stage(arguments)
+            _call_stage(arguments)
         else:
             _SERVICES[arguments.command](arguments)
+        if getattr(arguments, "usage", None) is not None and os.environ.get("RANK", "0") == "0":
+            from rrm.usage import Usage
+
+            Usage.since(begin).write(arguments.usage)
     except KeyboardInterrupt:
         _report(f"rrm {arguments.command}: interrupted; the same command goes on from the last checkpoint")
         return 130

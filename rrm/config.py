@@ -416,6 +416,14 @@ class Evaluation(Section):
     submission_crf: bool = Field(True, description="archives of dataset.submission: after the CRF (true) or without it")
 
 
+class Shards(Section):
+    """Into how many jobs the photos of a stage are divided."""
+
+    pseudo_masks: Count = Field(1, description="jobs that make a set of pseudo masks")
+    predict: Count = Field(1, description="jobs that predict a split")
+    evaluate: Count = Field(1, description="jobs that evaluate a split")
+
+
 class Runtime(Section):
     """How to run; never changes what is computed, so no stage is re-run for it."""
 
@@ -430,7 +438,13 @@ class Runtime(Section):
     crf_workers: int = Field(
         2, ge=0, description="processes that run CRFs of evaluation and pseudo masks; 0: in the stage's own"
     )
+    shards: Shards = Field(Shards(), description="jobs that share the photos of a stage; one number is for all three")
     log_seconds: Positive = Field(10, description="seconds between progress lines where there is no terminal")
+
+    @field_validator("shards", mode="before", json_schema_input_type=Count | Shards)
+    @classmethod
+    def _one_number_for_all(cls, value: Any) -> Any:
+        return dict.fromkeys(Shards.model_fields, value) if isinstance(value, int) else value
 
 
 class Config(Section):

@@ -6,6 +6,7 @@ the optimiser are not among them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,11 @@ from rrm.pipeline import (
     network_section,
     one_step_section,
     scored_models,
+    shard_count,
     submitted_models,
     variants,
 )
+from rrm.shards import Shard
 
 VOC_COUNTS: Mapping[str, int] = {"train": 1464, "train_aug": 10_582, "val": 1449, "trainval": 2913, "test": 1456}
 """Photos in VOC 2012's lists and in the augmented one, for a data set that is not on this disk yet."""
@@ -38,6 +41,7 @@ class Job:
         count: number of such jobs.
         units: steps or photos of one job.
         unit: which of the two.
+        merges: they merge the shards of that stage's stores.
     """
 
     stage: str
@@ -45,11 +49,17 @@ class Job:
     count: int
     units: int
     unit: Literal["step", "photo"]
+    merges: bool = False
 
     @property
     def name(self) -> str:
         """What the job works on, such as `one_step` or `bounds/vgg16`; empty where a stage has but one job."""
         return self.wildcards.get("model", self.wildcards.get("masks", ""))
+
+    @property
+    def task(self) -> str:
+        """The stage, or `merge <stage>`."""
+        return f"merge {self.stage}" if self.merges else self.stage
 
 
 # ---- the jobs of a configuration ----
@@ -108,13 +118,24 @@ def _photo_jobs(config: Config) -> Iterator[Job]:
     if config.classifier.enabled and config.classifier.linear:
         yield Job("classifier", {}, seeds, counts["train"], "photo")
     for name in _used_masks(config):
-        yield Job("pseudo-masks", {"masks": name}, seeds, counts["train"], "photo")
+        yield from _in_shards(config, "pseudo-masks", {"masks": name}, counts["train"])
     submitted = submitted_models(config)
     for model, splits in scored_models(config).items():
         for split in [*splits, *(["submission"] if model in submitted else [])]:
-            yield Job("predict", {"model": model, "split": split}, seeds, counts[split], "photo")
+            scored = {"model": model, "split": split}
+            yield from _in_shards(config, "predict", scored, counts[split])
             if split != "submission":
-                yield Job("evaluate", {"model": model, "split": split}, seeds, counts[split], "photo")
+                yield from _in_shards(config, "evaluate", scored, counts[split])
+
+
+def _in_shards(config: Config, stage: str, wildcards: Mapping[str, str], photos: int) -> Iterator[Job]:
+    """Jobs that share a stage's photos, as many of each number of photos as there are, and those that merge."""
+    parts, seeds = shard_count(config, stage), len(config.seeds)
+    sizes = Counter(len(Shard(part, parts).of(range(photos))) for part in range(1, parts + 1))
+    for size, number in sizes.items():
+        yield Job(stage, wildcards, seeds * number, size, "photo")
+    if parts > 1:
+        yield Job(stage, wildcards, seeds, photos, "photo", merges=True)
 
 
 def _used_masks(config: Config) -> list[str]:
@@ -159,9 +180,9 @@ def tflop_per_unit(config: Config, job: Job) -> float:
         job: one of `planned_jobs`.
 
     Returns:
-        2 FLOP a multiply-add / 1e12; 0 for stages without a network.
+        2 FLOP a multiply-add / 1e12; 0 for what runs no network.
     """
-    if job.stage == "evaluate":
+    if job.stage == "evaluate" or job.merges:
         return 0.0
     kind, section = network_of(config, job)
     network = _meta_network(kind, section, num_classes(config))

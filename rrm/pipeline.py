@@ -21,7 +21,8 @@ SPLITS = ("train", "val", "test", "submission")
 class Stage:
     """One stage: module `rrm.stages.<module>`, its named input files and the wildcards its options depend on.
 
-    `trains` says whether it runs the training loop, which several processes can share.
+    `trains` says whether it runs the training loop, which several processes can share, `sharded` whether it goes
+    through a list of photos, which several jobs can share (`rrm.shards`).
     """
 
     module: str
@@ -29,6 +30,7 @@ class Stage:
     wildcards: tuple[str, ...]
     help: str
     trains: bool = False
+    sharded: bool = False
 
 
 STAGES: Mapping[str, Stage] = {
@@ -48,7 +50,11 @@ STAGES: Mapping[str, Stage] = {
         "affinity", ("photos", "model"), ("seed", "masks"), "train the affinities of a set's random walk", trains=True
     ),
     "pseudo-masks": Stage(
-        "pseudo_masks", ("photos", "model", "affinity"), ("seed", "masks"), "a set of pseudo masks of training photos"
+        "pseudo_masks",
+        ("photos", "model", "affinity"),
+        ("seed", "masks"),
+        "a set of pseudo masks of training photos",
+        sharded=True,
     ),
     "step-two": Stage(
         "step_two",
@@ -64,9 +70,15 @@ STAGES: Mapping[str, Stage] = {
         "the same on masks: a fully supervised bound",
         trains=True,
     ),
-    "predict": Stage("predict", ("photos", "model"), ("model", "split"), "class probabilities of a split"),
+    "predict": Stage(
+        "predict", ("photos", "model"), ("model", "split"), "class probabilities of a split", sharded=True
+    ),
     "evaluate": Stage(
-        "evaluate", ("photos", "masks", "probabilities"), ("split",), "confusion matrices without and with CRF"
+        "evaluate",
+        ("photos", "masks", "probabilities"),
+        ("split",),
+        "confusion matrices without and with CRF",
+        sharded=True,
     ),
     "submission": Stage(
         "submission", ("photos", "probabilities"), (), "archive of predictions for the VOC evaluation server"
@@ -235,6 +247,11 @@ def submitted_models(config: Config) -> list[str]:
     if config.dataset.submission is None:
         return []
     return [name for name in models(config) if name != "cam/given" and not name.startswith("bounds/")]
+
+
+def shard_count(config: Config, stage: str) -> int:
+    """Jobs that share the photos of each store that a stage makes: 1 where they are not divided."""
+    return int(getattr(config.runtime.shards, STAGES[stage].module)) if STAGES[stage].sharded else 1
 
 
 def stage_options(
@@ -433,6 +450,11 @@ class Layout:
     def confusion(self, seed: int | str, model: str, split: str) -> Path:
         """Store of confusion matrices, one an image, without and with CRF."""
         return self.seed(seed) / model / f"confusion_{split}.h5"
+
+    @staticmethod
+    def shards(store: Path) -> Path:
+        """Folder of the shards that a store is merged from, and of their logs."""
+        return store.with_name(f"{store.stem}.shards")
 
     def submission(self, seed: int | str, model: str) -> Path:
         """Archive for the evaluation server."""

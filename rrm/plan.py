@@ -27,10 +27,10 @@ def plan_table(config: Config, rates: Rates | None = None) -> pd.DataFrame:
         rates: of the machine in question; None: steps and FLOPs only.
 
     Returns:
-        A row a kind of job, with the columns `COLUMNS`: `of` (models or sets of masks), `jobs` (over all seeds),
-        `units` (steps or photos of all of them), `hours` (of all of them, one after the other), `memory_gib` and
-        `gpu_memory_gib` (peak of one), `disk_gib` (of all); `rate` is "measured", "by FLOPs" (the stage's measured
-        rate, scaled) or "".
+        A row a kind of job, with the columns `COLUMNS`: `stage` (or `merge <stage>`), `of` (models or sets of masks),
+        `jobs` (over all seeds), `units` (steps or photos of all of them), `hours` (of all of them, one after the
+        other), `memory_gib` and `gpu_memory_gib` (peak of one), `disk_gib` (of all); `rate` is "measured", "by FLOPs"
+        (the stage's measured rate, scaled) or "".
     """
     kinds: dict[str, list[Job]] = {}
     for job in planned_jobs(config):
@@ -45,14 +45,14 @@ def cost_row(config: Config, jobs: Sequence[Job], rates: Rates | None) -> dict[s
     units = sum(job.count * job.units for job in jobs)
     count = sum(job.count for job in jobs)
     row = {
-        "stage": jobs[0].stage,
+        "stage": jobs[0].task,
         "of": " ".join(dict.fromkeys(job.name for job in jobs)),
         "jobs": count,
         "units": units,
         "unit": jobs[0].unit,
         "tflop_per_unit": tflop,
     }
-    rate, how = _rate(rate_key(config, jobs[0]), jobs[0].stage, tflop, rates)
+    rate, how = _rate(rate_key(config, jobs[0]), jobs[0].task, tflop, rates)
     return row | (_costs(rate, count, units) if rate else {}) | {"rate": how}
 
 

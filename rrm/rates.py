@@ -4,6 +4,7 @@ Nothing here is estimated. Each stage runs as a process of its own, as the workf
 and then with more, until the longer run lasts five seconds longer: the difference is what a step or a photo takes, the
 rest is the start of a job. Photos are the demo's, drawn at the configuration's size; weights are random, and the
 learning rate is so low that they stay as they are. Compressed stores of real photos are larger than those of the demo.
+Merges are measured on records that the stage has written, given out again and again under new names.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import math
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from rrm.config import Config
 from rrm.cost import Job, network_of, num_classes, photo_size, tflop_per_unit
 from rrm.errors import RRMError
 from rrm.pipeline import Layout, network_section, stage_options
+from rrm.shards import KINDS, own_share, shard_path
+from rrm.store import Store, StoreWriter
 from rrm.usage import Usage
 
 _NO_COST = {"steps", "checkpoint_every", "seed", "ratio", "split", "weights", "weights_format"}
@@ -34,6 +38,7 @@ _LEARNING_RATE = 1e-12  # leaves weights as they are, so that random ones behind
 _LASTING = 5.0  # seconds by which the longer run has to last longer
 _FIRST = {"step": 2, "photo": 5}
 _MOST = {"step": 2000, "photo": 500}
+_MOST_MERGED = 5000
 
 
 @dataclass(frozen=True)
@@ -41,13 +46,13 @@ class Rate:
     """What one kind of job was measured to take.
 
     Attributes:
-        stage: a key of `rrm.pipeline.STAGES`.
+        stage: a key of `rrm.pipeline.STAGES`, or `merge <stage>`.
         start_seconds: of a job, without its steps or photos.
         unit_seconds: of a step or a photo.
         memory: peak resident bytes of the job's process.
         gpu_memory: peak bytes of torch on the GPU; 0 on the CPU.
         start_bytes: written by a job, without what grows with its photos.
-        unit_bytes: written for a photo.
+        unit_bytes: written for a photo; none by a merge, whose store takes the place of its shards.
         tflop_per_unit: counted (`rrm.cost.tflop_per_unit`).
     """
 
@@ -99,15 +104,12 @@ def rate_key(config: Config, job: Job) -> str:
 
     Returns:
         Hash of stage, options, network and size of the photos, without what changes no step: numbers of steps, seeds,
-        shares of reliable pixels, start weights.
+        shares of reliable pixels, start weights. A merge has neither options nor a network.
     """
-    what = [
-        job.stage,
-        _pruned(stage_options(config, job.stage, **dict[str, Any](job.wildcards))),
-        photo_size(config),
-        num_classes(config),
-    ]
-    if job.stage not in ("evaluate", "classifier"):
+    what: list[Any] = [job.task, photo_size(config), num_classes(config)]
+    if not job.merges:
+        what.append(_pruned(stage_options(config, job.stage, **dict[str, Any](job.wildcards))))
+    if not job.merges and job.stage not in ("evaluate", "classifier"):
         kind, section = network_of(config, job)
         what += [kind, section.backbone, section.options]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
@@ -144,7 +146,7 @@ def measure_rates(
         for number, (key, job) in enumerate(kinds.items(), 1):
             entries[key] = bench.rate(job)
             rate = entries[key]
-            tell(f"{number}/{len(kinds)} {job.stage} {job.name}: {rate.unit_seconds:.4g} s a {job.unit}")
+            tell(f"{number}/{len(kinds)} {job.task} {job.name}: {rate.unit_seconds:.4g} s a {job.unit}")
     return Rates(_machine(device, threads), entries)
 
 
@@ -167,18 +169,19 @@ class _Bench:
     def rate(self, job: Job) -> Rate:
         """Measure one kind of job: ever longer runs, until the last is long enough beside the first."""
         first = few = _FIRST[job.unit]
-        if job.stage not in self.warm:
+        most = _MOST_MERGED if job.merges else _MOST[job.unit]
+        if job.task not in self.warm:
             self._run(job, few)  # fills caches of compiled code and of files
-            self.warm.add(job.stage)
+            self.warm.add(job.task)
         short = long = self._run(job, few)
         unit = short.seconds / few
-        while long.seconds - short.seconds < _LASTING and few < _MOST[job.unit]:
-            few = min(_MOST[job.unit], max(few + 1, min(first + math.ceil(1.3 * _LASTING / unit), 8 * few)))
+        while long.seconds - short.seconds < _LASTING and few < most:
+            few = min(most, max(few + 1, min(first + math.ceil(1.3 * _LASTING / unit), 8 * few)))
             long = self._run(job, few)
             unit = max(1e-6, (long.seconds - short.seconds) / (few - first))
         bytes_each = (long.written - short.written) / (few - first) if job.unit == "photo" else 0.0
         return Rate(
-            stage=job.stage,
+            stage=job.task,
             start_seconds=max(0.0, short.seconds - first * unit),
             unit_seconds=unit,
             memory=long.memory,
@@ -189,9 +192,12 @@ class _Bench:
         )
 
     def _run(self, job: Job, units: int) -> _Measured:
-        output = self.folder / "out" / f"{job.stage}-{job.name.replace('/', '-')}.h5"
+        output = self.folder / "out" / f"{job.task}-{job.name.replace('/', '-')}.h5"
         for old in self._written(output):
             old.unlink()
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if job.merges:
+            return _Measured(*self._timed(job, self._merge_command(job, output, units)), 0)
         photos = units if job.unit == "photo" else _FIRST["photo"]
         measured = self._call(job, self._inputs(job, photos), output, units)
         return _Measured(*measured, sum(path.stat().st_size for path in self._written(output)))
@@ -206,21 +212,38 @@ class _Bench:
         options = _shortened(stage_options(self.config, job.stage, **dict[str, Any](job.wildcards)), units)
         if "split" in options:
             options["split"] = "val"
-        command = [sys.executable, "-m", "rrm", job.stage, "--out", str(output), f"--options={json.dumps(options)}"]
-        command += [f"--in={name}={path}" for name, path in inputs.items()]
-        took = self.folder / "usage.json"
-        command += [f"--runtime={json.dumps(self.runtime)}", f"--threads={self.threads}", f"--usage={took}"]
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
         output.parent.mkdir(parents=True, exist_ok=True)
+        command = [job.stage, "--out", str(output), f"--options={json.dumps(options)}"]
+        command += [f"--in={name}={path}" for name, path in inputs.items()]
+        return self._timed(job, [*command, f"--runtime={json.dumps(self.runtime)}", f"--threads={self.threads}"])
+
+    def _timed(self, job: Job, arguments: Sequence[str]) -> tuple[float, int, int]:
+        took = self.folder / "usage.json"
+        command = [sys.executable, "-m", "rrm", *arguments, f"--usage={took}"]
+        how: Any = {"capture_output": True, "text": True, "errors": "replace"}
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
         begin = time.perf_counter()
-        how: Any = {"capture_output": True, "text": True, "errors": "replace", "env": environment}
-        done = subprocess.run(command, check=False, **how)  # noqa: S603 (our own)
+        done = subprocess.run(command, check=False, env=environment, **how)  # noqa: S603 (our own)
         seconds = time.perf_counter() - begin
         if done.returncode:
             last = "\n".join(done.stderr.splitlines()[-5:])
-            raise RRMError(f"rrm {job.stage} {job.name}, to be measured, failed:\n{last}")
+            raise RRMError(f"rrm {job.task} {job.name}, to be measured, failed:\n{last}")
         usage = Usage.read(took)
         return seconds, usage.peak_memory, usage.peak_gpu_memory
+
+    def _merge_command(self, job: Job, output: Path, photos: int) -> list[str]:
+        """The command that merges two shards of so many photos, after the shards have been written."""
+        folder = self.folder / f"{output.stem}.shards"
+        shutil.rmtree(folder, ignore_errors=True)
+        whole = Store(self._store(replace(job, merges=False)), KINDS)
+        ids = [f"{number:06d}" for number in range(photos)]
+        for part in (1, 2):
+            share, attrs = own_share({"shard": f"{part}/2"}, ids, whole.attrs)
+            with StoreWriter(shard_path(folder, part, 2), whole.kind, whole.config, whole.code, attrs) as writer:
+                for name in share:
+                    writer.add(name, whole[whole.ids[int(name) % len(whole)]])
+        whole.close()
+        return ["merge", str(folder), "--shards", "2", "--out", str(output)]
 
     # ---- what the jobs read ----
 
@@ -228,7 +251,8 @@ class _Bench:
         data = self._data(photos)
         inputs = {"photos": data.photos}
         if job.stage == "evaluate":
-            return inputs | {"masks": data.masks("val"), "probabilities": self._probabilities(data, photos)}
+            predicted = self._store(replace(job, stage="predict"), photos)
+            return inputs | {"masks": data.masks("val"), "probabilities": predicted}
         if job.stage in ("predict", "pseudo-masks", "affinity"):
             inputs["model"] = self._weights_of(job)
             if job.stage == "pseudo-masks" and self.config.pseudo_masks[job.name].random_walk:
@@ -281,8 +305,6 @@ class _Bench:
     @staticmethod
     def _pseudo_masks(data: Layout) -> Path:
         """A store of pseudo masks that holds the demo's masks."""
-        from rrm.store import Store, StoreWriter
-
         output = data.pseudo_masks(0, "made")
         if not output.exists():
             masks = Store(data.masks("train"), "masks")
@@ -292,10 +314,10 @@ class _Bench:
                     writer.add(name, {"mask": masks.read(name, "mask")})
         return output
 
-    def _probabilities(self, data: Layout, photos: int) -> Path:
-        output = data.prediction(0, "one_step", "val")
+    def _store(self, job: Job, photos: int = _FIRST["photo"]) -> Path:
+        """What a stage that goes through photos writes for so many, made once."""
+        output = self._data(photos).run / f"{job.stage}-{job.name.replace('/', '-')}.h5"
         if not output.exists():
-            job = Job("predict", {"model": "one_step", "split": "val"}, 1, photos, "photo")
             self._call(job, self._inputs(job, photos), output, photos)
         return output
 

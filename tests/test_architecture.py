@@ -18,6 +18,7 @@ ORDER = [
     "progress",
     "store",
     "usage",
+    "shards",
     "parallel",
     "distributed",
     "datasets",

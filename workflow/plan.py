@@ -6,6 +6,7 @@ reads is said by `rrm.pipeline`; this module puts it into the shapes that Snakem
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -25,11 +26,13 @@ from rrm.pipeline import (
     models,
     network_section,
     scored_models,
+    shard_count,
     stage_options,
     submitted_models,
     variants,
 )
 from rrm.provenance import code_hash, file_digest
+from rrm.shards import shard_path
 
 _RECIPES = Path(__file__).resolve().parents[1] / "docs" / "recipes.md"
 _NOTHING = "(?!)"  # a pattern that no name matches
@@ -100,7 +103,7 @@ class Plan:
     def runtime(self, wildcards: Any, resources: Any) -> str:
         """Parameter `runtime`: how to run. Snakemake does not track parameters that depend on `resources`."""
         del wildcards, resources
-        return _compact(self.config.runtime.model_dump(mode="json", exclude={"threads", "processes"}))
+        return _compact(self.config.runtime.model_dump(mode="json", exclude={"threads", "processes", "shards"}))
 
     @staticmethod
     def inputs(wildcards: Any, input: Any) -> list[str]:  # noqa: A002 (Snakemake names it)
@@ -118,6 +121,45 @@ class Plan:
         usual = 2 if STAGES[stage].trains else 1
         given = self.config.runtime.threads
         return given.get(STAGES[stage].module, given.get("default", usual)) * self.processes(stage)
+
+    def shards(self, stage: str) -> int:
+        """Jobs that share the photos of each store that a stage makes."""
+        return shard_count(self.config, stage)
+
+    def piece(self, stage: str, store: Path) -> Any:
+        """Output of a stage's rule: the whole store, or a shard of it, which goes once they are merged.
+
+        Its folder is named after options and code, so that a shard of others is never taken for it.
+        """
+        from snakemake.io import temp
+
+        if self.shards(stage) == 1:
+            return store
+        return temp(str(shard_path(self.layout.shards(store) / "{key}", "{part}", "{parts}")))
+
+    def pieces(self, stage: str, store: Path) -> Callable[[Any], list[Path]]:
+        """Input of the rule that merges: all shards of the store with the job's wildcards."""
+
+        def of(wildcards: Any) -> list[Path]:
+            made_by = self.options(stage)(wildcards) + self.code(stage)
+            whole = Path(str(store).format(**dict(wildcards.items())))
+            folder = self.layout.shards(whole) / hashlib.sha256(made_by.encode()).hexdigest()[:16]
+            count = self.shards(stage)
+            return [shard_path(folder, part, count) for part in range(1, count + 1)]
+
+        return of
+
+    @staticmethod
+    def shard(wildcards: Any, resources: Any) -> list[str]:
+        """Parameter `shard`: the argument that names a job's part of the photos. Not tracked, as `runtime`."""
+        del resources
+        return [f"--shard={wildcards.part}/{wildcards.parts}"] if "part" in wildcards.keys() else []  # noqa: SIM118
+
+    @staticmethod
+    def joined(wildcards: Any, input: Any) -> list[str]:  # noqa: A002 (Snakemake names it)
+        """Parameter `joined`: folder and number of the shards as arguments of the command line."""
+        del wildcards
+        return [str(Path(input.shards[0]).parent), f"--shards={len(input.shards)}"]
 
     def launch(self, stage: str) -> Callable[[Any, Any], str]:
         """Parameter `launch`: the command that starts Python, in each process. Not tracked, as `runtime`."""
@@ -159,11 +201,24 @@ class Plan:
 
         return of
 
+    @property
+    def cold(self) -> list[str]:
+        """Parameters that say, where there is no classifier to start from, that there is none.
+
+        The profiles leave out Snakemake's trigger for changed sets of input files, for shards are among them, so what
+        no option tells of such a change is told by parameters.
+        """
+        return [] if self.config.classifier.enabled else ["from the weights of the configuration"]
+
     def masks_network(self, wildcards: Any) -> Path:
         """Input `model` of a set of pseudo masks: the weights of the network that it comes from."""
         if masks_section(self.config, wildcards.masks).network == "classifier":
             return self.layout.classifier(wildcards.seed)
         return self.layout.weights(wildcards.seed, "one_step")
+
+    def masks_source(self, wildcards: Any) -> str:
+        """Parameter `network` of an affinity network: which network its set of pseudo masks comes from (see `cold`)."""
+        return masks_section(self.config, wildcards.masks).network
 
     def masks_affinity(self, wildcards: Any) -> list[Path]:
         """Input `affinity` of a set of pseudo masks: the affinity network of its random walk, where it has one."""
@@ -332,10 +387,16 @@ class Plan:
 
         return of
 
-    def log(self, *parts: str) -> Path:
-        """Log of a job."""
-        return self.layout.run.joinpath("logs", *parts[:-1], f"{parts[-1]}.log")
+    def log(self, *parts: str, shards_of: str = "") -> Path:
+        """Log of a job, or of each shard of it that the stage `shards_of` makes."""
+        return self._told("logs", "log", parts, shards_of)
 
-    def usage(self, *parts: str) -> str:
-        """Time and memory that a job took, written by itself."""
-        return str(self.layout.usage.joinpath(*parts[:-1], f"{parts[-1]}.json"))
+    def usage(self, *parts: str, shards_of: str = "") -> Path:
+        """Time and memory that a job took, or each shard of it, written by itself."""
+        return self._told("usage", "json", parts, shards_of)
+
+    def _told(self, folder: str, suffix: str, parts: tuple[str, ...], shards_of: str) -> Path:
+        path = self.layout.run.joinpath(folder, *parts[:-1], f"{parts[-1]}.{suffix}")
+        if not shards_of or self.shards(shards_of) == 1:
+            return path
+        return shard_path(self.layout.shards(path) / "{key}", "{part}", "{parts}", f".{suffix}")

@@ -20,7 +20,8 @@ class Call:
         inputs: input files by name.
         output: the one file that the stage writes.
         options: all that the result depends on beside inputs and code (`rrm.pipeline.stage_options`).
-        runtime: `device`, `workers`, `crf_workers` and `log_seconds` (`rrm.config.Runtime`).
+        runtime: `device`, `workers`, `crf_workers` and `log_seconds` (`rrm.config.Runtime`); `shard` where the stage
+            is to work on a part of its photos (`rrm.shards.own_share`).
         planned_code: content hash of the stage's code where it is known; None: it is computed (0.4 s).
     """
 

@@ -15,24 +15,32 @@ from rrm.inference import labels_at, refined
 from rrm.metrics import confusion_matrix
 from rrm.parallel import WorkerPool
 from rrm.progress import tracked
+from rrm.shards import own_share
 from rrm.stages.call import Call
 from rrm.store import Store, StoreWriter
 
 
 @dataclass(frozen=True)
-class _Scorer:
-    """Scores one photo; opens its stores in the process that calls it."""
+class _Photo:
+    """One photo: its id and the stores that hold it, each with this one record, which a process reads by itself."""
 
+    name: str
     photos: Store
     masks: Store
     probabilities: Store
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """Scores one photo."""
+
     crf: DenseCRF
     num_classes: int
 
-    def __call__(self, name: str) -> dict[str, npt.NDArray[np.int64]]:
-        image = self.photos.read(name, "image")
-        target = self.masks.read(name, "mask")
-        scores = self.probabilities.read(name, "probabilities").astype(np.float32)
+    def __call__(self, photo: _Photo) -> dict[str, npt.NDArray[np.int64]]:
+        image = photo.photos.read(photo.name, "image")
+        target = photo.masks.read(photo.name, "mask")
+        scores = photo.probabilities.read(photo.name, "probabilities").astype(np.float32)
         size = (int(target.shape[0]), int(target.shape[1]))
         by_kind = {"plain": scores, "crf": refined(self.crf, image, scores, size)}
         return {
@@ -46,17 +54,15 @@ def run(call: Call) -> None:
     photos = Store(call.input("photos"), "photos")
     masks = open_masks(call.input("masks"), split, supervision="evaluation")
     probabilities = Store(call.input("probabilities"), "probabilities")
-    facts = _facts(photos, probabilities, split)
-    scorer = _Scorer(photos, masks, probabilities, DenseCRF(**call.options["crf"]), len(photos.attrs["classes"]))
+    ids, attrs = own_share(call.runtime, masks.ids, _facts(photos, probabilities, split))
+    scorer = _Scorer(DenseCRF(**call.options["crf"]), len(photos.attrs["classes"]))
     with (
         WorkerPool(call.runtime["crf_workers"]) as pool,
-        StoreWriter(call.output, "confusion", call.options, call.code, attrs=facts) as writer,
+        StoreWriter(call.output, "confusion", call.options, call.code, attrs) as writer,
     ):
-        scored = pool.map(scorer, masks.ids)
-        names = tracked(
-            zip(masks.ids, scored, strict=True), f"evaluate {split}", len(masks.ids), call.runtime["log_seconds"]
-        )
-        for name, matrices in names:
+        each = (_Photo(name, photos.only(name), masks.only(name), probabilities.only(name)) for name in ids)
+        scored = zip(ids, pool.map(scorer, each), strict=True)
+        for name, matrices in tracked(scored, f"evaluate {split}", len(ids), call.runtime["log_seconds"]):
             writer.add(name, matrices)
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from rrm.datasets.loading import split_ids
 from rrm.inference import activation_scores, for_storage, predicted_labels, segmentation_probabilities, summing_to_one
 from rrm.progress import tracked
+from rrm.shards import own_share
 from rrm.stages.call import Call
 from rrm.stages.trained import load_trained
 from rrm.store import Store, StoreWriter
@@ -40,8 +41,8 @@ def run(call: Call) -> None:
     device = pick_device(call.runtime["device"])
     trained = load_trained(call.input("model"), device)
     predict = _predictor(call, photos, trained.network, device)
-    ids = split_ids(photos, call.options["split"])
     facts = {"split": call.options["split"], "trained": trained.facts}
-    with StoreWriter(call.output, "probabilities", call.options, call.code, attrs=facts) as writer:
+    ids, attrs = own_share(call.runtime, split_ids(photos, call.options["split"]), facts)
+    with StoreWriter(call.output, "probabilities", call.options, call.code, attrs) as writer:
         for name in tracked(ids, f"predict {call.options['split']}", len(ids), call.runtime["log_seconds"]):
             writer.add(name, {"probabilities": for_storage(predict(name))})

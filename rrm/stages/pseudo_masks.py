@@ -28,6 +28,7 @@ from rrm.inference import (
 from rrm.labels import IGNORE
 from rrm.parallel import WorkerPool
 from rrm.progress import tracked
+from rrm.shards import own_share
 from rrm.stages.call import Call
 from rrm.stages.trained import load_trained
 from rrm.store import Store, StoreWriter
@@ -141,12 +142,12 @@ def _scored_photos(call: Call, photos: Store, ids: Sequence[str]) -> Iterator[Sc
 def run(call: Call) -> None:
     """Write a store of kind "pseudo_masks": per training photo `mask` (H,W) uint8."""
     photos = Store(call.input("photos"), "photos")
-    ids = split_ids(photos, "train")
     maker = MaskMaker(call.options["pseudo_masks"])
     facts = {"split": "train", "classes": photos.attrs["classes"]}
+    ids, attrs = own_share(call.runtime, split_ids(photos, "train"), facts)
     with (
         WorkerPool(call.runtime["crf_workers"]) as pool,
-        StoreWriter(call.output, "pseudo_masks", call.options, call.code, attrs=facts) as writer,
+        StoreWriter(call.output, "pseudo_masks", call.options, call.code, attrs) as writer,
     ):
         masks = pool.map(maker, _scored_photos(call, photos, ids))
         for name, mask in tracked(zip(ids, masks, strict=True), "pseudo masks", len(ids), call.runtime["log_seconds"]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,13 @@ def job_of(path: Path) -> tuple[str, str]:
         (('train', 'step_two/vgg16'), ('predict_val', 'one_step'))
         >>> job_of(Path("pseudo_masks/one_step.json")), job_of(Path("affinity/walk.json"))
         (('pseudo_masks', 'pseudo_masks/one_step'), ('train', 'affinity/walk'))
+        >>> job_of(Path("one_step/predict_val.shards/0123456789abcdef/3of7.json"))
+        ('predict_val 3of7', 'one_step')
     """
+    whole = _whole(path)
+    if whole != path:
+        job, model = job_of(whole)
+        return f"{job} {path.stem}", model
     name = path.with_suffix("").as_posix()
     if name == "classifier":
         return name, ""
@@ -36,8 +42,28 @@ def job_of(path: Path) -> tuple[str, str]:
     return "train", name
 
 
+def _whole(path: Path) -> Path:
+    """The file of a job: of a shard's or a merge's, where it would lie without shards."""
+    folder = next((each for each in path.parents if each.suffix == ".shards"), None)
+    return path if folder is None else folder.with_suffix(".json")
+
+
+def last_done(paths: Iterable[Path]) -> Iterator[Path]:
+    """Files of the way in which each job was done last: as a whole, or in shards of one key and number."""
+    jobs: dict[Path, list[Path]] = {}
+    for path in paths:
+        jobs.setdefault(_whole(path), []).append(path)
+    for whole, files in jobs.items():
+        merge = whole.with_suffix(".shards") / "merge.json"
+        done = [path for path in files if path != merge]
+        ways = {path: (path.parent, "" if path == whole else path.stem.partition("of")[2]) for path in done}
+        last = max(done, key=lambda path: path.stat().st_mtime_ns, default=merge)
+        yield from (path for path in done if ways[path] == ways[last])
+        yield from (path for path in files if path == merge and last != whole)
+
+
 def _rows(folder: Path, seed: int) -> Iterator[dict[str, Any]]:
-    for path in sorted(folder.rglob("*.json")):
+    for path in last_done(sorted(folder.rglob("*.json"))):
         job, model = job_of(path.relative_to(folder))
         usage = Usage.read(path)
         yield {

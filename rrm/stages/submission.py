@@ -29,20 +29,26 @@ def original_sizes(photos: Store) -> dict[str, tuple[int, int]]:
 
 
 @dataclass(frozen=True)
-class _Encoder:
-    """Makes the PNG file of one photo; opens its stores in the process that calls it."""
+class _Photo:
+    """One photo: its id, its size, and the stores that hold it, each with this one record."""
 
+    name: str
+    size: tuple[int, int]
     photos: Store
     probabilities: Store
-    crf: DenseCRF | None
-    sizes: dict[str, tuple[int, int]]
 
-    def __call__(self, name: str) -> bytes:
-        scores = self.probabilities.read(name, "probabilities").astype(np.float32)
-        size = self.sizes[name]
+
+@dataclass(frozen=True)
+class _Encoder:
+    """Makes the PNG file of one photo, which it reads in the process that calls it."""
+
+    crf: DenseCRF | None
+
+    def __call__(self, photo: _Photo) -> bytes:
+        scores = photo.probabilities.read(photo.name, "probabilities").astype(np.float32)
         if self.crf is not None:
-            scores = refined(self.crf, self.photos.read(name, "image"), scores, size)
-        return encode_mask(labels_at(scores, size))
+            scores = refined(self.crf, photo.photos.read(photo.name, "image"), scores, photo.size)
+        return encode_mask(labels_at(scores, photo.size))
 
 
 def run(call: Call) -> None:
@@ -51,9 +57,10 @@ def run(call: Call) -> None:
     probabilities = Store(call.input("probabilities"), "probabilities")
     sizes, options = original_sizes(photos), call.options["crf"]
     ids = sorted(sizes)
-    encoder = _Encoder(photos, probabilities, DenseCRF(**options) if options else None, sizes)
+    encoder = _Encoder(DenseCRF(**options) if options else None)
+    each = (_Photo(name, sizes[name], photos.only(name), probabilities.only(name)) for name in ids)
     with WorkerPool(call.runtime["crf_workers"]) as pool, atomic_path(call.output) as temporary:
-        files = pool.map(encoder, ids)
+        files = pool.map(encoder, each)
         named = tracked(zip(ids, files, strict=True), "submission", len(ids), call.runtime["log_seconds"])
         write_archive(temporary, named)
         check_archive(temporary, ids, sizes, len(photos.attrs["classes"]))

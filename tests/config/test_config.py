@@ -71,6 +71,16 @@ def test_a_classifier_is_fitted_or_trained(raw: dict[str, Any], change: dict[str
         resolve(merge(raw, {"classifier": change}))
 
 
+def test_one_number_of_shards_is_for_all_stages(raw: dict[str, Any]) -> None:
+    for given, expected in ((3, (3, 3, 3)), ({"predict": 2}, (1, 2, 1))):
+        shards = resolve(merge(raw, {"runtime": {"shards": given}})).runtime.shards
+        assert (shards.pseudo_masks, shards.predict, shards.evaluate) == expected
+    with pytest.raises(RRMErrors, match="runtime.shards.evaluate: Input should be greater than or equal to 1, got 0"):
+        resolve(merge(raw, {"runtime": {"shards": {"evaluate": 0}}}))
+    with pytest.raises(RRMErrors, match="runtime.shards.train: expected a known key"):
+        resolve(merge(raw, {"runtime": {"shards": {"train": 2}}}))
+
+
 def test_voc_needs_a_root(raw: dict[str, Any]) -> None:
     raw["dataset"]["root"] = None
     with pytest.raises(RRMErrors, match="give dataset.root"):
@@ -171,6 +181,7 @@ def test_a_key_concerns_the_stages_that_read_it(raw: dict[str, Any]) -> None:
     assert _readers(raw, "step_two", "mobilenet_v2", "train", "steps", value=5) == {"step-two step_two/mobilenet_v2"}
     assert _readers(raw, "step_two", "mobilenet_v2", "label", value="x") == set()
     assert _readers(raw, "runtime", "workers", value=3) == set()
+    assert _readers(raw, "runtime", "shards", value=3) == set()
     assert _readers(raw, "pseudo_masks", "one_step", "confidence", value=0.5) == {"pseudo-masks"}
     raw["methods"] = {"em_adapt": {"kind": "em_adapt"}}
     assert _readers(raw, "methods", "em_adapt", "foreground", value=0.5) == {"method methods/em_adapt"}

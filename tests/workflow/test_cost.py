@@ -17,10 +17,13 @@ from rrm.cost import Job, num_classes, photo_counts, planned_jobs, tflop_per_uni
 from rrm.errors import RRMError
 from rrm.plan import plan_table, plan_text
 from rrm.rates import Rate, Rates, measure_rates, rate_key
-from tests.workflow.project import REPOSITORY, Project
+from tests.workflow.project import REPOSITORY, Project, small_config
 
 DEMO, TINY = REPOSITORY / "config.yaml", REPOSITORY / "tests" / "tiny.yaml"
-COUNTED = {"classifier", "one_step", "method", "affinity", "pseudo_masks", "step_two", "bound", "predict", "evaluate"}
+TRAINED = {"classifier", "one_step", "method", "affinity", "step_two", "bound"}
+SHARED = {"pseudo_masks", "predict", "evaluate"}
+VAL = ("one_step", "val")
+COUNTED = TRAINED | SHARED | {f"merge_{stage}" for stage in SHARED}
 
 
 def overlaid(folder: Path, text: str, *below: Path) -> Config:
@@ -29,15 +32,27 @@ def overlaid(folder: Path, text: str, *below: Path) -> Config:
     return load(*below, own)
 
 
-def test_the_jobs_are_those_that_snakemake_plans(clone: Project) -> None:
-    shown = clone.snakemake("--dry-run", "--quiet", "rules", "all")
+@pytest.mark.parametrize("shards", [1, 3, {"predict": 7, "pseudo_masks": 2}], ids=str)
+def test_the_jobs_are_those_that_snakemake_plans(shards: Any, clone: Project) -> None:
+    clone.configure(small_config() | {"runtime": {"shards": shards}})
     summary = clone.snakemake("--dry-run", "all")
-    assert shown.returncode == summary.returncode == 0
+    assert summary.returncode == 0, summary.stderr
     planned = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", summary.stdout, flags=re.MULTILINE)}
     jobs: Counter[str] = Counter()
     for job in planned_jobs(load(clone.root / "config.yaml")):
-        jobs[job.stage.replace("-", "_")] += job.count
+        jobs[re.sub("[ -]", "_", job.task)] += job.count
     assert dict(jobs) == {rule: number for rule, number in planned.items() if rule in COUNTED}
+
+
+def test_shards_share_the_photos_and_a_merge_has_them_all(tmp_path: Path) -> None:
+    def of(config: Config, task: str) -> list[tuple[int, int]]:
+        jobs = planned_jobs(config)
+        return [(j.count, j.units) for j in jobs if (j.task, j.name, j.wildcards.get("split")) == (task, *VAL)]
+
+    whole, parted = load(DEMO), overlaid(tmp_path, "runtime: {shards: {predict: 7}}", DEMO)
+    assert of(whole, "predict") == of(parted, "merge predict") == [(3, 240)]
+    assert sorted(of(parted, "predict")) == [(3 * 2, 35), (3 * 5, 34)]
+    assert of(whole, "merge predict") == of(parted, "merge evaluate") == []
 
 
 def test_flop_of_resnet38_are_those_of_its_layers(tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ CHANGES = [
         | FIGURES,
     ),
     ({"classifier.train.steps": 77}, run_of(0) | TABLE | FIGURES),
+    ({"classifier.enabled": False}, (run_of(0) - {"demo/seed0/classifier.pth"}) | TABLE | FIGURES),
     (
         {"step_two.plain.label": "other", "methods.em_adapt.label": "other", "one_step.network.start": "other"},
         TABLE | PREDICTIONS,
@@ -164,6 +165,8 @@ def test_a_walk_replans_its_masks_and_its_training_the_affinities_too(clone: Pro
     for key, value, expected in (("beta", 2, WALKED), ("steps", 9, WALKED), ("train.steps", 77, trained)):
         clone.configure(put(copy.deepcopy(walk), f"pseudo_masks.walk.random_walk.{key}", value))
         assert clone.planned() == expected, key
+    clone.configure(put(copy.deepcopy(walk), "pseudo_masks.walk.network", "one_step"))
+    assert clone.planned() == trained
 
 
 def test_processes_are_for_the_training_loop() -> None:

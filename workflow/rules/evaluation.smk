@@ -6,9 +6,10 @@ rule predict:
         photos=LAYOUT.photos,
         model=PLAN.weights,
     output:
-        probabilities=LAYOUT.prediction("{seed}", "{model}", "{split}"),
+        probabilities=PLAN.piece("predict", LAYOUT.prediction("{seed}", "{model}", "{split}")),
     log:
-        PLAN.log("seed{seed}", "{model}", "predict_{split}"),
+        PLAN.log("seed{seed}", "{model}", "predict_{split}", shards_of="predict"),
+        usage=PLAN.usage("seed{seed}", "{model}", "predict_{split}", shards_of="predict"),
     conda:
         "../envs/rrm.yml"
     threads: PLAN.threads("predict")
@@ -18,11 +19,31 @@ rule predict:
         options=PLAN.options("predict"),
         code=PLAN.code("predict"),
         inputs=PLAN.inputs,
+        shard=PLAN.shard,
         runtime=PLAN.runtime,
-        usage=PLAN.usage("seed{seed}", "{model}", "predict_{split}"),
     shell:
         "python -m rrm predict {params.inputs:q} --out {output.probabilities:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {params.usage:q} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} {params.shard:q} --code {params.code} --threads {threads} --usage {log.usage:q} 2>&1 | tee {log[0]:q}"
+
+
+if PLAN.shards("predict") > 1:
+
+    rule merge_predict:
+        input:
+            shards=PLAN.pieces("predict", LAYOUT.prediction("{seed}", "{model}", "{split}")),
+        output:
+            probabilities=LAYOUT.prediction("{seed}", "{model}", "{split}"),
+        log:
+            PLAN.log("seed{seed}", "{model}", "predict_{split}.shards", "merge"),
+            usage=PLAN.usage("seed{seed}", "{model}", "predict_{split}.shards", "merge"),
+        conda:
+            "../envs/rrm.yml"
+        params:
+            options=PLAN.options("predict"),
+            code=PLAN.code("predict"),
+            joined=PLAN.joined,
+        shell:
+            "python -m rrm merge {params.joined:q} --out {output.probabilities:q} --usage {log.usage:q} 2>&1 | tee {log[0]:q}"
 
 
 rule evaluate:
@@ -31,9 +52,10 @@ rule evaluate:
         masks=LAYOUT.masks("{split}"),
         probabilities=LAYOUT.prediction("{seed}", "{model}", "{split}"),
     output:
-        confusion=LAYOUT.confusion("{seed}", "{model}", "{split}"),
+        confusion=PLAN.piece("evaluate", LAYOUT.confusion("{seed}", "{model}", "{split}")),
     log:
-        PLAN.log("seed{seed}", "{model}", "evaluate_{split}"),
+        PLAN.log("seed{seed}", "{model}", "evaluate_{split}", shards_of="evaluate"),
+        usage=PLAN.usage("seed{seed}", "{model}", "evaluate_{split}", shards_of="evaluate"),
     conda:
         "../envs/rrm.yml"
     threads: PLAN.threads("evaluate")
@@ -41,8 +63,28 @@ rule evaluate:
         options=PLAN.options("evaluate"),
         code=PLAN.code("evaluate"),
         inputs=PLAN.inputs,
+        shard=PLAN.shard,
         runtime=PLAN.runtime,
-        usage=PLAN.usage("seed{seed}", "{model}", "evaluate_{split}"),
     shell:
         "python -m rrm evaluate {params.inputs:q} --out {output.confusion:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {params.usage:q} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} {params.shard:q} --code {params.code} --threads {threads} --usage {log.usage:q} 2>&1 | tee {log[0]:q}"
+
+
+if PLAN.shards("evaluate") > 1:
+
+    rule merge_evaluate:
+        input:
+            shards=PLAN.pieces("evaluate", LAYOUT.confusion("{seed}", "{model}", "{split}")),
+        output:
+            confusion=LAYOUT.confusion("{seed}", "{model}", "{split}"),
+        log:
+            PLAN.log("seed{seed}", "{model}", "evaluate_{split}.shards", "merge"),
+            usage=PLAN.usage("seed{seed}", "{model}", "evaluate_{split}.shards", "merge"),
+        conda:
+            "../envs/rrm.yml"
+        params:
+            options=PLAN.options("evaluate"),
+            code=PLAN.code("evaluate"),
+            joined=PLAN.joined,
+        shell:
+            "python -m rrm merge {params.joined:q} --out {output.confusion:q} --usage {log.usage:q} 2>&1 | tee {log[0]:q}"

@@ -10,6 +10,7 @@ rule affinity:
         weights=LAYOUT.affinity("{seed}", "{masks}"),
     log:
         PLAN.log("seed{seed}", "affinity", "{masks}"),
+        usage=PLAN.usage("seed{seed}", "affinity", "{masks}"),
     priority: 1
     conda:
         "../envs/rrm.yml"
@@ -19,13 +20,13 @@ rule affinity:
     params:
         options=PLAN.options("affinity"),
         code=PLAN.code("affinity"),
+        network=PLAN.masks_source,
         inputs=PLAN.inputs,
         runtime=PLAN.runtime,
-        usage=PLAN.usage("seed{seed}", "affinity", "{masks}"),
         launch=PLAN.launch("affinity"),
     shell:
         "{params.launch} -m rrm affinity {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {params.usage:q} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {log.usage:q} 2>&1 | tee {log[0]:q}"
 
 
 rule pseudo_masks:
@@ -34,9 +35,10 @@ rule pseudo_masks:
         model=PLAN.masks_network,
         affinity=PLAN.masks_affinity,
     output:
-        masks=LAYOUT.pseudo_masks("{seed}", "{masks}"),
+        masks=PLAN.piece("pseudo-masks", LAYOUT.pseudo_masks("{seed}", "{masks}")),
     log:
-        PLAN.log("seed{seed}", "pseudo_masks", "{masks}"),
+        PLAN.log("seed{seed}", "pseudo_masks", "{masks}", shards_of="pseudo-masks"),
+        usage=PLAN.usage("seed{seed}", "pseudo_masks", "{masks}", shards_of="pseudo-masks"),
     priority: 1
     conda:
         "../envs/rrm.yml"
@@ -47,8 +49,29 @@ rule pseudo_masks:
         options=PLAN.options("pseudo-masks"),
         code=PLAN.code("pseudo-masks"),
         inputs=PLAN.inputs,
+        shard=PLAN.shard,
         runtime=PLAN.runtime,
-        usage=PLAN.usage("seed{seed}", "pseudo_masks", "{masks}"),
     shell:
         "python -m rrm pseudo-masks {params.inputs:q} --out {output.masks:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {params.usage:q} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} {params.shard:q} --code {params.code} --threads {threads} --usage {log.usage:q} 2>&1 | tee {log[0]:q}"
+
+
+if PLAN.shards("pseudo-masks") > 1:
+
+    rule merge_pseudo_masks:
+        input:
+            shards=PLAN.pieces("pseudo-masks", LAYOUT.pseudo_masks("{seed}", "{masks}")),
+        output:
+            masks=LAYOUT.pseudo_masks("{seed}", "{masks}"),
+        log:
+            PLAN.log("seed{seed}", "pseudo_masks", "{masks}.shards", "merge"),
+            usage=PLAN.usage("seed{seed}", "pseudo_masks", "{masks}.shards", "merge"),
+        priority: 1
+        conda:
+            "../envs/rrm.yml"
+        params:
+            options=PLAN.options("pseudo-masks"),
+            code=PLAN.code("pseudo-masks"),
+            joined=PLAN.joined,
+        shell:
+            "python -m rrm merge {params.joined:q} --out {output.masks:q} --usage {log.usage:q} 2>&1 | tee {log[0]:q}"

@@ -21,6 +21,7 @@ rule training_curves:
     params:
         options=PLAN.options("training-curves"),
         code=PLAN.code("training-curves"),
+        networks=list(PLAN.trained),
         inputs=PLAN.inputs,
         runtime=PLAN.runtime,
     shell:

@@ -10,6 +10,7 @@ rule classifier:
         weights=LAYOUT.classifier("{seed}"),
     log:
         PLAN.log("seed{seed}", "classifier"),
+        usage=PLAN.usage("seed{seed}", "classifier"),
     priority: 1
     conda:
         "../envs/rrm.yml"
@@ -21,11 +22,10 @@ rule classifier:
         code=PLAN.code("classifier"),
         inputs=PLAN.inputs,
         runtime=PLAN.runtime,
-        usage=PLAN.usage("seed{seed}", "classifier"),
         launch=PLAN.launch("classifier"),
     shell:
         "{params.launch} -m rrm classifier {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {params.usage:q} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {log.usage:q} 2>&1 | tee {log[0]:q}"
 
 
 rule one_step:
@@ -36,6 +36,7 @@ rule one_step:
         weights=LAYOUT.weights("{seed}", "{model}"),
     log:
         PLAN.log("seed{seed}", "{model}"),
+        usage=PLAN.usage("seed{seed}", "{model}"),
     wildcard_constraints:
         model=PLAN.pattern("one_step", "ablation/"),
     priority: 1
@@ -45,15 +46,15 @@ rule one_step:
     resources:
         gpu=PLAN.gpu("one-step"),
     params:
+        *PLAN.cold,
         options=PLAN.options("one-step"),
         code=PLAN.code("one-step"),
         inputs=PLAN.inputs,
         runtime=PLAN.runtime,
-        usage=PLAN.usage("seed{seed}", "{model}"),
         launch=PLAN.launch("one-step"),
     shell:
         "{params.launch} -m rrm one-step {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {params.usage:q} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {log.usage:q} 2>&1 | tee {log[0]:q}"
 
 
 rule method:
@@ -64,6 +65,7 @@ rule method:
         weights=LAYOUT.weights("{seed}", "{model}"),
     log:
         PLAN.log("seed{seed}", "{model}"),
+        usage=PLAN.usage("seed{seed}", "{model}"),
     wildcard_constraints:
         model=PLAN.pattern("methods/"),
     conda:
@@ -72,15 +74,15 @@ rule method:
     resources:
         gpu=PLAN.gpu("method"),
     params:
+        *PLAN.cold,
         options=PLAN.options("method"),
         code=PLAN.code("method"),
         inputs=PLAN.inputs,
         runtime=PLAN.runtime,
-        usage=PLAN.usage("seed{seed}", "{model}"),
         launch=PLAN.launch("method"),
     shell:
         "{params.launch} -m rrm method {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {params.usage:q} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {log.usage:q} 2>&1 | tee {log[0]:q}"
 
 
 rule step_two:
@@ -92,6 +94,7 @@ rule step_two:
         weights=LAYOUT.weights("{seed}", "{model}"),
     log:
         PLAN.log("seed{seed}", "{model}"),
+        usage=PLAN.usage("seed{seed}", "{model}"),
     wildcard_constraints:
         model=PLAN.pattern("step_two/"),
     priority: 1
@@ -105,11 +108,10 @@ rule step_two:
         code=PLAN.code("step-two"),
         inputs=PLAN.inputs,
         runtime=PLAN.runtime,
-        usage=PLAN.usage("seed{seed}", "{model}"),
         launch=PLAN.launch("step-two"),
     shell:
         "{params.launch} -m rrm step-two {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {params.usage:q} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {log.usage:q} 2>&1 | tee {log[0]:q}"
 
 
 rule bound:
@@ -121,6 +123,7 @@ rule bound:
         weights=LAYOUT.weights("{seed}", "{model}"),
     log:
         PLAN.log("seed{seed}", "{model}"),
+        usage=PLAN.usage("seed{seed}", "{model}"),
     wildcard_constraints:
         model=PLAN.pattern("bounds/"),
     conda:
@@ -129,12 +132,12 @@ rule bound:
     resources:
         gpu=PLAN.gpu("bound"),
     params:
+        *PLAN.cold,
         options=PLAN.options("bound"),
         code=PLAN.code("bound"),
         inputs=PLAN.inputs,
         runtime=PLAN.runtime,
-        usage=PLAN.usage("seed{seed}", "{model}"),
         launch=PLAN.launch("bound"),
     shell:
         "{params.launch} -m rrm bound {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {params.usage:q} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {log.usage:q} 2>&1 | tee {log[0]:q}"

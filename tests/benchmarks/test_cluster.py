@@ -1,0 +1,117 @@
+"""The simulated cluster: seeded, right where the answer is known, and written with all that was assumed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import rrm.rates
+from benchmarks import cluster
+from benchmarks.cluster import (
+    Assumptions,
+    Load,
+    StoreCosts,
+    limits,
+    merge_seconds,
+    simulate,
+    simulated_jobs,
+    store_costs,
+)
+from rrm.config import load
+from rrm.errors import RRMError
+from rrm.rates import Rate, Rates, rate_key
+from tests.workflow.project import REPOSITORY
+
+CONFIG = [REPOSITORY / "config.yaml", REPOSITORY / "tests" / "tiny.yaml"]
+QUIET = Assumptions(
+    photos=1000, gpus=4, mtbf_hours=1e12, spread=0, slow_share=0, submissions=1e9, poll=0, dag=0, disk=1e12
+)
+FREE = StoreCosts(1, write=0, know=0, memory=100, index=0, file=0)
+WORK = Load("predict", seconds=3.6, start=0, size=0, merge=0)
+
+
+def test_a_quiet_cluster_takes_what_its_photos_take() -> None:
+    assert simulate(WORK, 8, QUIET, FREE, 0).hours == pytest.approx(0.25)  # 3600 s on four GPUs
+    assert simulate(WORK, 1, QUIET, FREE, 0).hours == pytest.approx(1)
+    started = replace(WORK, start=360.0)
+    assert simulate(started, 8, QUIET, FREE, 0).hours == pytest.approx(0.25 + 2 * 0.1)
+    slow = replace(QUIET, submissions=1 / 3600)
+    assert simulate(WORK, 8, slow, FREE, 0).hours == pytest.approx(7 + 1 / 8)  # the last one waits for its submission
+
+
+def test_failures_cost_what_was_done_since_the_start() -> None:
+    failing = replace(QUIET, mtbf_hours=1.0, repair=0, notice=0)
+    few, many = (simulate(replace(WORK, seconds=36), count, failing, FREE, 1) for count in (4, 100))
+    assert few.failures > 0
+    assert few.lost_gpu_hours > many.lost_gpu_hours
+    assert few.hours > many.hours > 2.5
+    assert simulate(WORK, 100, failing, FREE, 7) == simulate(WORK, 100, failing, FREE, 7)
+
+
+def test_what_breaks_first_is_the_merge_where_it_is_slower_than_all_gpus() -> None:
+    slow, quick = replace(WORK, merge=1.0), replace(WORK, merge=0.5)
+    assert merge_seconds(slow, QUIET) == 1000
+    memory = QUIET.node_memory / 100
+    assert [(each["what"], each["photos"]) for each in limits([slow], QUIET, FREE)] == [
+        ("one process merges predict", 0),
+        ("indexes that a job opens", memory),
+    ]
+    assert limits([quick], QUIET, FREE)[0]["photos"] == memory
+
+
+def test_costs_of_stores_are_measured(tmp_path: Path) -> None:
+    costs = store_costs(tmp_path, 200)
+    assert costs.records == 200
+    assert min(costs.write, costs.know, costs.memory, costs.file) > 0
+    assert 30 < costs.index < 60
+
+
+def test_the_file_holds_results_and_all_that_was_assumed(tmp_path: Path) -> None:
+    config, files = load(*CONFIG), [str(path) for path in CONFIG]
+    flops = {"predict": 2.0, "pseudo-masks": 2.0}
+    entries = {
+        rate_key(config, job): Rate(job.task, 1.0, 0.5 - 0.25 * job.merges, 0, 0, 0, 1e6, flops.get(job.task, 0.0))
+        for job in simulated_jobs("one_step", "one_step")
+    }
+    rates, out, picture = (tmp_path / name for name in ("rates.json", "out.json", "picture.png"))
+    rates.write_text(Rates({"device": "none"}, entries).to_json())
+    command = ["--config", *files, "--rates", str(rates), "--out", str(out), "--plot", str(picture)]
+    cluster.main(
+        [*command, "--shards", "8", "32", "--records", "50", "--seeds", "2", "--photos", "5000", "--gpu-tflops", "4"]
+    )
+    content = json.loads(out.read_text())
+    assert content["assumed"]["photos"] == 5000
+    assert [each["records"] for each in content["stores"]] == [5, 50]
+    assert [(row["stage"], row["shards"]) for row in content["results"]] == [
+        (stage, shards) for stage in ("pseudo-masks", "predict", "evaluate") for shards in (8, 32)
+    ]
+    assert [each["seconds"] for each in content["loads"]] == [0.75, 0.75, 0.25]  # 2 TFLOP at 4 a second, and 0.25
+    assert [each["merge"] for each in content["loads"]] == [0.25] * 3
+    assert all(row["hours"] >= row["busy_hours"] and row["merge_hours"] > 0 for row in content["results"])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    rates.write_text(Rates({"device": "none"}, {}).to_json())
+    with pytest.raises(RRMError, match="rates: expected those of pseudo-masks one_step"):
+        cluster.main(command)
+
+
+@pytest.mark.timeout(900)
+def test_rates_are_measured_where_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rrm.rates, "_LASTING", 0.1)
+    monkeypatch.setattr(rrm.rates, "_MOST_MERGED", 40)
+    rates, out = tmp_path / "rates.json", tmp_path / "out.json"
+    command = ["--config", *map(str, CONFIG), "--rates", str(rates), "--measure", "--device", "cpu", "--out", str(out)]
+    cluster.main([*command, "--shards", "4", "--records", "50", "--seeds", "1", "--photos", "100"])
+    entries = Rates.read(rates).entries
+    assert set(entries) == {rate_key(load(*CONFIG), job) for job in simulated_jobs("one_step", "one_step")}
+    for load_, stage in zip(json.loads(out.read_text())["loads"], ("pseudo-masks", "predict", "evaluate"), strict=True):
+        (rate,) = (each for each in entries.values() if each.stage == stage)
+        (merge,) = (each for each in entries.values() if each.stage == f"merge {stage}")
+        assert (load_["seconds"], load_["size"], load_["merge"]) == (
+            rate.unit_seconds,
+            rate.unit_bytes,
+            merge.unit_seconds,
+        )
+        assert rate.unit_bytes > 0 == merge.unit_bytes
