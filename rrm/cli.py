@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -49,6 +50,8 @@ def _add_stage(commands: Any, name: str) -> None:
     for wildcard in stage.wildcards:
         parser.add_argument(f"--{wildcard}", type=int if wildcard == "seed" else str, help=f"with --config: {wildcard}")
     parser.add_argument("--runtime", type=_json, help="device, workers, crf_workers, log_seconds as JSON")
+    parser.add_argument("--usage", type=Path, metavar="FILE", help="write time and memory that the job took, as JSON")
+    parser.add_argument("--code", help="content hash of the stage's code where it is known (what the workflow passes)")
     parser.add_argument(
         "--threads", type=int, help="threads of numeric libraries, of all processes together (default: all cores)"
     )
@@ -170,6 +173,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _stage(arguments: argparse.Namespace) -> None:
+    begin = time.monotonic()
+    _call_stage(arguments)
+    if arguments.usage is not None and os.environ.get("RANK", "0") == "0":
+        from rrm.usage import Usage
+
+        Usage.since(begin).write(arguments.usage)
+
+
 def _call_stage(arguments: argparse.Namespace) -> None:
     stage = STAGES[arguments.command]
     config: Config | None = load(*arguments.config) if arguments.config else None
@@ -178,7 +190,7 @@ def _call_stage(arguments: argparse.Namespace) -> None:
         given = {w: getattr(arguments, w) for w in stage.wildcards if getattr(arguments, w) is not None}
         options = stage_options(config, arguments.command, **given)
     runtime = Runtime.model_validate(arguments.runtime or (config.runtime if config else Runtime()))
-    call = (stage.module, dict(arguments.inputs), arguments.out, options, runtime.model_dump())
+    call = (stage.module, dict(arguments.inputs), arguments.out, options, runtime.model_dump(), arguments.code)
     if os.environ.get("WORLD_SIZE", "1") == "1":
         _run(arguments.threads, *call)
         return
@@ -197,14 +209,6 @@ def _run(threads: int | None, stage: str, *call: Any) -> None:
 
     prepare_process(threads or int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     importlib.import_module(f"rrm.stages.{stage}").run(Call(stage, *call))
-    _tell_gpu_memory()
-
-
-def _tell_gpu_memory() -> None:
-    """One line on what a job took of the GPU's memory, where it used one."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        print(f"peak GPU memory: {torch.cuda.max_memory_allocated()} bytes", file=sys.stderr)
 
 
 def _print_scores(path: Path) -> None:
@@ -332,7 +336,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         if arguments.command in STAGES:
-            _call_stage(arguments)
+            _stage(arguments)
         else:
             _SERVICES[arguments.command](arguments)
     except KeyboardInterrupt:

@@ -88,7 +88,7 @@ STAGES: Mapping[str, Stage] = {
         "precision and coverage of the mined labels on val",
     ),
     "training-curves": Stage("training_curves", (), (), "loss terms of each network over its steps"),
-    "run-times": Stage("run_times", (), (), "time and memory of the jobs, from the workflow's benchmarks"),
+    "run-times": Stage("run_times", (), (), "time and memory of the jobs, from what each wrote"),
     "resolved-config": Stage("resolved_config", (), (), "the configuration with its recipes applied"),
     "departures": Stage("departures", (), (), "what the configuration sets otherwise than its recipes"),
     "page": Stage("page", ("source",), (), "a table, a configuration or a text as an HTML page of the report"),
@@ -464,8 +464,13 @@ class Layout:
 
     @property
     def run_times(self) -> Path:
-        """Time and memory of the jobs; the benchmarks lie beside it."""
+        """Time and memory of the jobs."""
         return self.run / "run_times.csv"
+
+    @property
+    def usage(self) -> Path:
+        """Folder of what each job took, beside `run_times`."""
+        return self.run / "usage"
 
     @property
     def resolved_config(self) -> Path:

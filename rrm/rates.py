@@ -27,13 +27,13 @@ from rrm.config import Config
 from rrm.cost import Job, network_of, num_classes, photo_size, tflop_per_unit
 from rrm.errors import RRMError
 from rrm.pipeline import Layout, network_section, stage_options
+from rrm.usage import Usage
 
 _NO_COST = {"steps", "checkpoint_every", "seed", "ratio", "split", "weights", "weights_format"}
 _LEARNING_RATE = 1e-12  # leaves weights as they are, so that random ones behind frozen batch norms overflow nowhere
 _LASTING = 5.0  # seconds by which the longer run has to last longer
 _FIRST = {"step": 2, "photo": 5}
 _MOST = {"step": 2000, "photo": 500}
-_GPU_MEMORY = re.compile(r"peak GPU memory: (\d+) bytes")
 
 
 @dataclass(frozen=True)
@@ -208,21 +208,19 @@ class _Bench:
             options["split"] = "val"
         command = [sys.executable, "-m", "rrm", job.stage, "--out", str(output), f"--options={json.dumps(options)}"]
         command += [f"--in={name}={path}" for name, path in inputs.items()]
-        command += [f"--runtime={json.dumps(self.runtime)}", f"--threads={self.threads}"]
+        took = self.folder / "usage.json"
+        command += [f"--runtime={json.dumps(self.runtime)}", f"--threads={self.threads}", f"--usage={took}"]
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
         output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile() as log:
-            begin = time.perf_counter()
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)  # noqa: S603 (our own)
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            seconds = time.perf_counter() - begin
-            log.seek(0)
-            text = log.read().decode(errors="replace")
-        if process.returncode:
-            raise RRMError(f"rrm {job.stage} {job.name}, to be measured, failed:\n" + "\n".join(text.splitlines()[-5:]))
-        gpu = [int(number) for number in _GPU_MEMORY.findall(text)]
-        return seconds, usage.ru_maxrss * 1024, max(gpu, default=0)
+        begin = time.perf_counter()
+        how: Any = {"capture_output": True, "text": True, "errors": "replace", "env": environment}
+        done = subprocess.run(command, check=False, **how)  # noqa: S603 (our own)
+        seconds = time.perf_counter() - begin
+        if done.returncode:
+            last = "\n".join(done.stderr.splitlines()[-5:])
+            raise RRMError(f"rrm {job.stage} {job.name}, to be measured, failed:\n{last}")
+        usage = Usage.read(took)
+        return seconds, usage.peak_memory, usage.peak_gpu_memory
 
     # ---- what the jobs read ----
 

@@ -17,6 +17,7 @@ ORDER = [
     "pipeline",
     "progress",
     "store",
+    "usage",
     "parallel",
     "distributed",
     "datasets",

@@ -336,6 +336,6 @@ class Plan:
         """Log of a job."""
         return self.layout.run.joinpath("logs", *parts[:-1], f"{parts[-1]}.log")
 
-    def cost(self, *parts: str) -> Path:
-        """Time and memory that a job took, as measured by Snakemake."""
-        return self.layout.run.joinpath("benchmarks", *parts[:-1], f"{parts[-1]}.tsv")
+    def usage(self, *parts: str) -> str:
+        """Time and memory that a job took, written by itself."""
+        return str(self.layout.usage.joinpath(*parts[:-1], f"{parts[-1]}.json"))

@@ -9,8 +9,6 @@ rule predict:
         probabilities=LAYOUT.prediction("{seed}", "{model}", "{split}"),
     log:
         PLAN.log("seed{seed}", "{model}", "predict_{split}"),
-    benchmark:
-        PLAN.cost("seed{seed}", "{model}", "predict_{split}")
     conda:
         "../envs/rrm.yml"
     threads: PLAN.threads("predict")
@@ -21,9 +19,10 @@ rule predict:
         code=PLAN.code("predict"),
         inputs=PLAN.inputs,
         runtime=PLAN.runtime,
+        usage=PLAN.usage("seed{seed}", "{model}", "predict_{split}"),
     shell:
         "python -m rrm predict {params.inputs:q} --out {output.probabilities:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {params.usage:q} 2>&1 | tee {log:q}"
 
 
 rule evaluate:
@@ -35,8 +34,6 @@ rule evaluate:
         confusion=LAYOUT.confusion("{seed}", "{model}", "{split}"),
     log:
         PLAN.log("seed{seed}", "{model}", "evaluate_{split}"),
-    benchmark:
-        PLAN.cost("seed{seed}", "{model}", "evaluate_{split}")
     conda:
         "../envs/rrm.yml"
     threads: PLAN.threads("evaluate")
@@ -47,6 +44,7 @@ rule evaluate:
         code=PLAN.code("evaluate"),
         inputs=PLAN.inputs,
         runtime=PLAN.runtime,
+        usage=PLAN.usage("seed{seed}", "{model}", "evaluate_{split}"),
     shell:
         "python -m rrm evaluate {params.inputs:q} --out {output.confusion:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {params.usage:q} 2>&1 | tee {log:q}"

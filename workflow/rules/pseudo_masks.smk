@@ -10,8 +10,6 @@ rule affinity:
         weights=LAYOUT.affinity("{seed}", "{masks}"),
     log:
         PLAN.log("seed{seed}", "affinity", "{masks}"),
-    benchmark:
-        PLAN.cost("seed{seed}", "affinity", "{masks}")
     priority: 1
     conda:
         "../envs/rrm.yml"
@@ -23,10 +21,11 @@ rule affinity:
         code=PLAN.code("affinity"),
         inputs=PLAN.inputs,
         runtime=PLAN.runtime,
+        usage=PLAN.usage("seed{seed}", "affinity", "{masks}"),
         launch=PLAN.launch("affinity"),
     shell:
         "{params.launch} -m rrm affinity {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {params.usage:q} 2>&1 | tee {log:q}"
 
 
 rule pseudo_masks:
@@ -38,8 +37,6 @@ rule pseudo_masks:
         masks=LAYOUT.pseudo_masks("{seed}", "{masks}"),
     log:
         PLAN.log("seed{seed}", "pseudo_masks", "{masks}"),
-    benchmark:
-        PLAN.cost("seed{seed}", "pseudo_masks", "{masks}")
     priority: 1
     conda:
         "../envs/rrm.yml"
@@ -51,6 +48,7 @@ rule pseudo_masks:
         code=PLAN.code("pseudo-masks"),
         inputs=PLAN.inputs,
         runtime=PLAN.runtime,
+        usage=PLAN.usage("seed{seed}", "pseudo_masks", "{masks}"),
     shell:
         "python -m rrm pseudo-masks {params.inputs:q} --out {output.masks:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {params.usage:q} 2>&1 | tee {log:q}"

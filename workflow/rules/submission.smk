@@ -10,8 +10,6 @@ rule submission:
         archive=LAYOUT.submission("{seed}", "{model}"),
     log:
         PLAN.log("seed{seed}", "{model}", "submission"),
-    benchmark:
-        PLAN.cost("seed{seed}", "{model}", "submission")
     conda:
         "../envs/rrm.yml"
     threads: PLAN.threads("submission")
@@ -21,6 +19,7 @@ rule submission:
         lineage=PLAN.lineage,
         inputs=PLAN.inputs,
         runtime=PLAN.runtime,
+        usage=PLAN.usage("seed{seed}", "{model}", "submission"),
     shell:
         "python -m rrm submission {params.inputs:q} --out {output.archive:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {params.usage:q} 2>&1 | tee {log:q}"

@@ -10,8 +10,6 @@ rule classifier:
         weights=LAYOUT.classifier("{seed}"),
     log:
         PLAN.log("seed{seed}", "classifier"),
-    benchmark:
-        PLAN.cost("seed{seed}", "classifier")
     priority: 1
     conda:
         "../envs/rrm.yml"
@@ -23,10 +21,11 @@ rule classifier:
         code=PLAN.code("classifier"),
         inputs=PLAN.inputs,
         runtime=PLAN.runtime,
+        usage=PLAN.usage("seed{seed}", "classifier"),
         launch=PLAN.launch("classifier"),
     shell:
         "{params.launch} -m rrm classifier {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {params.usage:q} 2>&1 | tee {log:q}"
 
 
 rule one_step:
@@ -37,8 +36,6 @@ rule one_step:
         weights=LAYOUT.weights("{seed}", "{model}"),
     log:
         PLAN.log("seed{seed}", "{model}"),
-    benchmark:
-        PLAN.cost("seed{seed}", "{model}")
     wildcard_constraints:
         model=PLAN.pattern("one_step", "ablation/"),
     priority: 1
@@ -52,10 +49,11 @@ rule one_step:
         code=PLAN.code("one-step"),
         inputs=PLAN.inputs,
         runtime=PLAN.runtime,
+        usage=PLAN.usage("seed{seed}", "{model}"),
         launch=PLAN.launch("one-step"),
     shell:
         "{params.launch} -m rrm one-step {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {params.usage:q} 2>&1 | tee {log:q}"
 
 
 rule method:
@@ -66,8 +64,6 @@ rule method:
         weights=LAYOUT.weights("{seed}", "{model}"),
     log:
         PLAN.log("seed{seed}", "{model}"),
-    benchmark:
-        PLAN.cost("seed{seed}", "{model}")
     wildcard_constraints:
         model=PLAN.pattern("methods/"),
     conda:
@@ -80,10 +76,11 @@ rule method:
         code=PLAN.code("method"),
         inputs=PLAN.inputs,
         runtime=PLAN.runtime,
+        usage=PLAN.usage("seed{seed}", "{model}"),
         launch=PLAN.launch("method"),
     shell:
         "{params.launch} -m rrm method {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {params.usage:q} 2>&1 | tee {log:q}"
 
 
 rule step_two:
@@ -95,8 +92,6 @@ rule step_two:
         weights=LAYOUT.weights("{seed}", "{model}"),
     log:
         PLAN.log("seed{seed}", "{model}"),
-    benchmark:
-        PLAN.cost("seed{seed}", "{model}")
     wildcard_constraints:
         model=PLAN.pattern("step_two/"),
     priority: 1
@@ -110,10 +105,11 @@ rule step_two:
         code=PLAN.code("step-two"),
         inputs=PLAN.inputs,
         runtime=PLAN.runtime,
+        usage=PLAN.usage("seed{seed}", "{model}"),
         launch=PLAN.launch("step-two"),
     shell:
         "{params.launch} -m rrm step-two {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {params.usage:q} 2>&1 | tee {log:q}"
 
 
 rule bound:
@@ -125,8 +121,6 @@ rule bound:
         weights=LAYOUT.weights("{seed}", "{model}"),
     log:
         PLAN.log("seed{seed}", "{model}"),
-    benchmark:
-        PLAN.cost("seed{seed}", "{model}")
     wildcard_constraints:
         model=PLAN.pattern("bounds/"),
     conda:
@@ -139,7 +133,8 @@ rule bound:
         code=PLAN.code("bound"),
         inputs=PLAN.inputs,
         runtime=PLAN.runtime,
+        usage=PLAN.usage("seed{seed}", "{model}"),
         launch=PLAN.launch("bound"),
     shell:
         "{params.launch} -m rrm bound {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {params.usage:q} 2>&1 | tee {log:q}"
