@@ -383,7 +383,8 @@ def _prediction_options(config: Config, model: str, split: str) -> dict[str, Any
     group, _, image_labels = model.partition("/")
     if group == "cam":
         cam = {**_plain(config.one_step.cam), "exponent": config.evaluation.cam_exponent}
-        return {"cam": cam, "image_labels": image_labels, "split": split}
+        precision = config.evaluation.views.precision
+        return {"cam": cam, "image_labels": image_labels, "precision": precision, "split": split}
     own = network_section(config, model).views if group in ("step_two", "bounds") else None
     return {"views": _plain(own or config.evaluation.views), "split": split}
 

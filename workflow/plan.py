@@ -172,7 +172,7 @@ class Plan:
         return of
 
     def gpu(self, stage: str) -> int:
-        """GPUs of a job that runs a network, one a process.
+        """GPUs of a job that runs a network, or the CRF of a whole split there; one a process.
 
         The driver is asked where the configuration does not say: torch would cost seconds at each call.
         """

@@ -59,6 +59,8 @@ rule evaluate:
     conda:
         "../envs/rrm.yml"
     threads: PLAN.threads("evaluate")
+    resources:
+        gpu=PLAN.gpu("evaluate"),
     params:
         options=PLAN.options("evaluate"),
         code=PLAN.code("evaluate"),
