@@ -21,6 +21,7 @@ from rrm.cost import planned_jobs
 from rrm.pipeline import Layout
 from rrm.plan import cost_row
 from rrm.rates import Rates
+from rrm.usage import Usage
 
 
 def measured_seconds(config: Config, results: Path) -> dict[tuple[str, str, str], list[float]]:
@@ -30,19 +31,19 @@ def measured_seconds(config: Config, results: Path) -> dict[tuple[str, str, str]
     for job in planned_jobs(config):
         split = job.wildcards.get("split", "")
         for seed in config.seeds:
-            path = _benchmark(layout, seed, job.stage, job.name, split)
+            path = _usage(layout, seed, job.stage, job.name, split)
             if path.is_file():
-                seconds = float(pd.read_csv(path, sep="\t")["s"].iloc[-1])
+                seconds = Usage.read(path).seconds
                 found.setdefault((job.stage, job.name, split), []).append(seconds)
     return found
 
 
-def _benchmark(layout: Layout, seed: int, stage: str, name: str, split: str) -> Path:
-    folder = layout.run / "benchmarks" / f"seed{seed}"
+def _usage(layout: Layout, seed: int, stage: str, name: str, split: str) -> Path:
+    folder = layout.usage / f"seed{seed}"
     if stage in ("predict", "evaluate"):
-        return folder / name / f"{stage}_{split}.tsv"
-    return folder / {"pseudo-masks": f"pseudo_masks/{name}.tsv", "affinity": f"affinity/{name}.tsv"}.get(
-        stage, f"{name or stage}.tsv"
+        return folder / name / f"{stage}_{split}.json"
+    return folder / {"pseudo-masks": f"pseudo_masks/{name}.json", "affinity": f"affinity/{name}.json"}.get(
+        stage, f"{name or stage}.json"
     )
 
 

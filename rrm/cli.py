@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -53,6 +54,8 @@ def _add_stage(commands: Any, name: str) -> None:
             "--shard", metavar="K/N", help="only part K of N of the photos; `rrm merge` joins the parts"
         )
     parser.add_argument("--runtime", type=_json, help="device, workers, crf_workers, log_seconds as JSON")
+    _add_usage(parser)
+    parser.add_argument("--code", help="content hash of the stage's code where it is known (what the workflow passes)")
     parser.add_argument(
         "--threads", type=int, help="threads of numeric libraries, of all processes together (default: all cores)"
     )
@@ -98,11 +101,16 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument("--out", type=Path, help="the table as a CSV file")
 
 
+def _add_usage(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--usage", type=Path, metavar="FILE", help="write time and memory that the job took, as JSON")
+
+
 def _add_merge(commands: Any) -> None:
     merge = commands.add_parser("merge", help="join the shards of a store: the bytes that the stage writes without any")
     merge.add_argument("folder", type=Path, help="holds the shards 1ofN.h5, 2ofN.h5 and so on, from --shard K/N")
     merge.add_argument("--shards", type=int, required=True, metavar="N", help="their number")
     merge.add_argument("--out", type=Path, required=True, help="the store to write")
+    _add_usage(merge)
 
 
 def _add_export(commands: Any) -> None:
@@ -191,7 +199,7 @@ def _call_stage(arguments: argparse.Namespace) -> None:
         options = stage_options(config, arguments.command, **given)
     runtime = Runtime.model_validate(arguments.runtime or (config.runtime if config else Runtime()))
     how = runtime.model_dump() | ({"shard": arguments.shard} if stage.sharded else {})
-    call = (stage.module, dict(arguments.inputs), arguments.out, options, how)
+    call = (stage.module, dict(arguments.inputs), arguments.out, options, how, arguments.code)
     if os.environ.get("WORLD_SIZE", "1") == "1":
         _run(arguments.threads, *call)
         return
@@ -210,14 +218,6 @@ def _run(threads: int | None, stage: str, *call: Any) -> None:
 
     prepare_process(threads or int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     importlib.import_module(f"rrm.stages.{stage}").run(Call(stage, *call))
-    _tell_gpu_memory()
-
-
-def _tell_gpu_memory() -> None:
-    """One line on what a job took of the GPU's memory, where it used one."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        print(f"peak GPU memory: {torch.cuda.max_memory_allocated()} bytes", file=sys.stderr)
 
 
 def _print_scores(path: Path) -> None:
@@ -349,12 +349,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         0: done; 1: bad input, one message on standard error; 2: bad usage; 130: interrupted; 143: stopped by SIGTERM
         with the state saved.
     """
+    begin = time.monotonic()
     arguments = build_parser().parse_args(argv)
     try:
         if arguments.command in STAGES:
             _call_stage(arguments)
         else:
             _SERVICES[arguments.command](arguments)
+        if getattr(arguments, "usage", None) is not None and os.environ.get("RANK", "0") == "0":
+            from rrm.usage import Usage
+
+            Usage.since(begin).write(arguments.usage)
     except KeyboardInterrupt:
         _report(f"rrm {arguments.command}: interrupted; the same command goes on from the last checkpoint")
         return 130

@@ -281,6 +281,9 @@ class Inference(Section):
     merge: Literal["mean", "max"] = Field(
         "mean", description="mean of probabilities, or DeepLab-v2's maximum of scores"
     )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="autocast on a GPU; the CPU uses float32"
+    )
 
 
 class RandomWalk(Section):

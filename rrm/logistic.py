@@ -35,7 +35,7 @@ def pooled_features(
         (views, D) float64 on the CPU for each photo.
     """
     for photo in photos:
-        images = network.normalize(as_batch(photo, device))
+        images = network.normalize(as_batch([photo], device))
         scaled = [rescale(images, scale) for scale in scales]
         views = [view for each in scaled for view in ([each, each.flip(3)] if flip else [each])]
         yield torch.stack([network.features(view).mean((2, 3))[0] for view in views]).cpu().double()

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from rrm.errors import RRMError
 from rrm.labels import IGNORE
@@ -30,18 +32,49 @@ def confusion_matrix(prediction: Any, target: Any, num_classes: int) -> npt.NDAr
         >>> confusion_matrix(np.array([0, 1, 1]), np.array([0, 1, 255]), num_classes=1).tolist()
         [[1, 0], [0, 1]]
     """
-    predicted, true = np.asarray(prediction), np.asarray(target)
-    if predicted.shape != true.shape:
-        raise RRMError(f"prediction: expected the target's shape {true.shape}, got {predicted.shape}: resize it first")
-    kept = true != IGNORE
-    predicted, true = predicted[kept].astype(np.int64), true[kept].astype(np.int64)
-    size = num_classes + 1
+    predicted, true = (torch.from_numpy(np.asarray(labels).astype(np.int64)) for labels in (prediction, target))
+    return np.asarray(confusion_matrices(predicted[None], true[None], num_classes)[0].numpy())
+
+
+def confusion_matrices(predictions: Tensor, targets: Tensor, num_classes: int) -> Tensor:
+    """The same for each image of a batch, on the device that holds it.
+
+    Args:
+        predictions: (N,...) integer labels 0..num_classes.
+        targets: (N,...) integer labels 0..num_classes or 255 (ignored), on the same device.
+        num_classes: number of foreground classes.
+
+    Returns:
+        (N, num_classes + 1, num_classes + 1) int64, rows are true classes, columns predicted ones.
+
+    Raises:
+        RRMError: shapes differ or a label is out of range.
+
+    Example:
+        >>> labels = torch.tensor([[0, 1], [1, 1]])
+        >>> confusion_matrices(labels, labels, num_classes=1).tolist()
+        [[[1, 0], [0, 1]], [[0, 0], [0, 2]]]
+    """
+    if predictions.shape != targets.shape:
+        raise RRMError(
+            f"prediction: expected the target's shape {tuple(targets.shape[1:])}, got {tuple(predictions.shape[1:])}: "
+            "resize it first"
+        )
+    count, size = len(targets), num_classes + 1
+    kept = targets != IGNORE
+    predicted, true = (torch.where(kept, labels, 0).int() for labels in (predictions, targets))
     for name, labels in (("prediction", predicted), ("target", true)):
-        if labels.size and (labels.min() < 0 or labels.max() >= size):
-            raise RRMError(
-                f"{name}: expected labels 0..{num_classes}, got {labels.min()}..{labels.max()}: check num_classes"
-            )
-    return np.bincount(true * size + predicted, minlength=size * size).reshape(size, size)
+        _check_labels(name, labels, num_classes)
+    rows = torch.where(kept, true, size).view(count, -1)  # one more row than classes, for what is ignored
+    rows = rows + (size + 1) * torch.arange(count, dtype=torch.int32, device=rows.device)[:, None]
+    counts = torch.bincount((size * rows + predicted.view(count, -1)).flatten(), minlength=count * (size + 1) * size)
+    return counts.view(count, size + 1, size)[:, :size]
+
+
+def _check_labels(name: str, labels: Tensor, num_classes: int) -> None:
+    lowest, highest = (int(bound) for bound in labels.aminmax()) if labels.numel() else (0, 0)
+    if lowest < 0 or highest > num_classes:
+        raise RRMError(f"{name}: expected labels 0..{num_classes}, got {lowest}..{highest}: check num_classes")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Processes: how each one is set up, and work over images in several of them, with results in order.
+"""Processes: how each one is set up, and work over images in several of them, or in batches, with results in order.
 
 Results are the same for any number of processes.
 """
@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
@@ -24,6 +24,9 @@ from rrm.errors import RRMError
 
 _THREADS: dict[int, ThreadPoolExecutor] = {}
 _RANGES = 2  # for each thread
+_FULL = 3  # full batches among which alike items are looked for
+WINDOW = 64
+"""Consecutive items among which alike ones are looked for at most; a window begins at each multiple of it."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -113,6 +116,83 @@ def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item], th
 
     done = run_ranges(several, len(items), min(threads, len(items)), parts=len(items))
     return [result for results in done for result in results]
+
+
+def prefetched(items: Iterable[Item], ahead: int = 1) -> Iterator[Item]:
+    """Yield items that a thread of their own takes from `items` meanwhile.
+
+    Args:
+        items: what takes long in there should release Python's lock, as files and a GPU do.
+        ahead: how many are taken before they are asked for, >= 1.
+
+    Example:
+        >>> list(prefetched(iter("abc")))
+        ['a', 'b', 'c']
+    """
+    source, end = iter(items), object()
+    thread = ThreadPoolExecutor(1, thread_name_prefix="rrm-ahead")
+    waiting = deque(thread.submit(next, source, end) for _ in range(ahead))
+    try:
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(thread.submit(next, source, end))
+            yield item  # type: ignore[misc]
+    finally:
+        thread.shutdown(cancel_futures=True)
+
+
+def map_alike(
+    function: Callable[[list[Item]], Iterable[Result]],
+    items: Iterable[Item],
+    kind: Callable[[Item], Hashable],
+    size: Callable[[Item], int],
+    most: int,
+) -> Iterator[Result]:
+    """Apply a function to batches of items of one kind; results come in the order of the items.
+
+    Items are taken in one thread and worked on in another, so neither waits for who takes the results. Which items
+    share a batch depends on those between two multiples of `WINDOW` only.
+
+    Args:
+        function: gives a result for each item of a batch.
+        items: any number.
+        kind: which items may share a batch.
+        size: of an item.
+        most: sum of the sizes in a batch; an item that is larger is alone. A few times as much is held.
+
+    Example:
+        >>> list(map_alike(lambda words: [len(words)] * len(words), ["a", "bb", "c"], len, len, 8))
+        [2, 1, 2]
+    """
+
+    def worked_on(window: list[Item]) -> list[Result]:
+        alike: dict[Hashable, list[int]] = {}
+        for place, item in enumerate(window):
+            alike.setdefault(kind(item), []).append(place)
+        results: dict[int, Result] = {}
+        for places in alike.values():
+            for batch in _filled(places, lambda place: size(window[place]), most):
+                results.update(zip(batch, function([window[place] for place in batch]), strict=True))
+        return [results[place] for place in range(len(window))]
+
+    windows = prefetched(_filled(items, size, _FULL * most, WINDOW))
+    for results in prefetched(map(worked_on, windows)):
+        yield from results
+
+
+def _filled(
+    items: Iterable[Item], size: Callable[[Item], int], most: int, window: int | None = None
+) -> Iterator[list[Item]]:
+    """Consecutive items in lists whose sizes sum to `most` at most, at least one in each; none goes beyond a window."""
+    held: list[Item] = []
+    total = 0
+    for number, item in enumerate(items):
+        if held and (total + size(item) > most or (window is not None and number % window == 0)):
+            yield held
+            held, total = [], 0
+        held.append(item)
+        total += size(item)
+    if held:
+        yield held
 
 
 if hasattr(os, "register_at_fork"):

@@ -100,7 +100,7 @@ STAGES: Mapping[str, Stage] = {
         "precision and coverage of the mined labels on val",
     ),
     "training-curves": Stage("training_curves", (), (), "loss terms of each network over its steps"),
-    "run-times": Stage("run_times", (), (), "time and memory of the jobs, from the workflow's benchmarks"),
+    "run-times": Stage("run_times", (), (), "time and memory of the jobs, from what each wrote"),
     "resolved-config": Stage("resolved_config", (), (), "the configuration with its recipes applied"),
     "departures": Stage("departures", (), (), "what the configuration sets otherwise than its recipes"),
     "page": Stage("page", ("source",), (), "a table, a configuration or a text as an HTML page of the report"),
@@ -383,7 +383,8 @@ def _prediction_options(config: Config, model: str, split: str) -> dict[str, Any
     group, _, image_labels = model.partition("/")
     if group == "cam":
         cam = {**_plain(config.one_step.cam), "exponent": config.evaluation.cam_exponent}
-        return {"cam": cam, "image_labels": image_labels, "split": split}
+        precision = config.evaluation.views.precision
+        return {"cam": cam, "image_labels": image_labels, "precision": precision, "split": split}
     own = network_section(config, model).views if group in ("step_two", "bounds") else None
     return {"views": _plain(own or config.evaluation.views), "split": split}
 
@@ -485,8 +486,13 @@ class Layout:
 
     @property
     def run_times(self) -> Path:
-        """Time and memory of the jobs; the benchmarks lie beside it."""
+        """Time and memory of the jobs."""
         return self.run / "run_times.csv"
+
+    @property
+    def usage(self) -> Path:
+        """Folder of what each job took, beside `run_times`."""
+        return self.run / "usage"
 
     @property
     def resolved_config(self) -> Path:

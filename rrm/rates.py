@@ -31,6 +31,7 @@ from rrm.errors import RRMError
 from rrm.pipeline import Layout, network_section, stage_options
 from rrm.shards import KINDS, own_share, shard_path
 from rrm.store import Store, StoreWriter
+from rrm.usage import Usage
 
 _NO_COST = {"steps", "checkpoint_every", "seed", "ratio", "split", "weights", "weights_format"}
 _LEARNING_RATE = 1e-12  # leaves weights as they are, so that random ones behind frozen batch norms overflow nowhere
@@ -38,7 +39,6 @@ _LASTING = 5.0  # seconds by which the longer run has to last longer
 _FIRST = {"step": 2, "photo": 5}
 _MOST = {"step": 2000, "photo": 500}
 _MOST_MERGED = 5000
-_GPU_MEMORY = re.compile(r"peak GPU memory: (\d+) bytes")
 
 
 @dataclass(frozen=True)
@@ -218,20 +218,18 @@ class _Bench:
         return self._timed(job, [*command, f"--runtime={json.dumps(self.runtime)}", f"--threads={self.threads}"])
 
     def _timed(self, job: Job, arguments: Sequence[str]) -> tuple[float, int, int]:
+        took = self.folder / "usage.json"
+        command = [sys.executable, "-m", "rrm", *arguments, f"--usage={took}"]
+        how: Any = {"capture_output": True, "text": True, "errors": "replace"}
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
-        with tempfile.TemporaryFile() as log:
-            begin = time.perf_counter()
-            command = [sys.executable, "-m", "rrm", *arguments]
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)  # noqa: S603 (our own)
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            seconds = time.perf_counter() - begin
-            log.seek(0)
-            text = log.read().decode(errors="replace")
-        if process.returncode:
-            raise RRMError(f"rrm {job.task} {job.name}, to be measured, failed:\n" + "\n".join(text.splitlines()[-5:]))
-        gpu = [int(number) for number in _GPU_MEMORY.findall(text)]
-        return seconds, usage.ru_maxrss * 1024, max(gpu, default=0)
+        begin = time.perf_counter()
+        done = subprocess.run(command, check=False, env=environment, **how)  # noqa: S603 (our own)
+        seconds = time.perf_counter() - begin
+        if done.returncode:
+            last = "\n".join(done.stderr.splitlines()[-5:])
+            raise RRMError(f"rrm {job.task} {job.name}, to be measured, failed:\n{last}")
+        usage = Usage.read(took)
+        return seconds, usage.peak_memory, usage.peak_gpu_memory
 
     def _merge_command(self, job: Job, output: Path, photos: int) -> list[str]:
         """The command that merges two shards of so many photos, after the shards have been written."""

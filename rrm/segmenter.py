@@ -239,7 +239,8 @@ class Segmenter:
         self, photo: Photo, views: Mapping[str, Any], present: Labels | None, crf: DenseCRF | None
     ) -> Scores:
         """Probabilities of a photo, or of a tile, rounded as the stage `predict` stores them, then refined."""
-        scores = for_storage(segmentation_probabilities(self.network, photo, views, self.device)).astype(np.float32)
+        stored = for_storage(segmentation_probabilities(self.network, [photo], views, self.device)[0])
+        scores = np.asarray(stored.float().cpu().numpy(), np.float32)
         if present is not None:
             scores = keep_image_labels(scores, present)
         if crf is None:
@@ -341,7 +342,7 @@ def checked_views(scales: Sequence[float], flip: bool, merge: str) -> dict[str, 
     if not values or not all(0 < scale < float("inf") for scale in values):
         raise RRMError(f"scales: expected at least one number, all > 0, got {values}: use [1.0]")
     check_choice("merge", merge, ("mean", "max"))
-    return {"scales": values, "flip": flip, "merge": merge}
+    return {"scales": values, "flip": flip, "merge": merge, "precision": "float32"}
 
 
 def check_long_side(long_side: int | None) -> None:

@@ -3,24 +3,27 @@
 A shard is named by its number and theirs, such as 3/7: it has the photos from place `total * 2 // 7` up to
 `total * 3 // 7` of the stage's list. Its store is like the whole one's, with one more attribute: `shard` says which
 part of which list it is. The store that shards are merged into has the bytes that the stage would have written alone,
-for any number of shards, because records are written in the order of the list and nothing in a store depends on when
-or where it was written. So shards are how to run, and no result depends on them.
+for any number of shards, because records are written in the order of the list, photos are worked on together with the
+same others, and nothing in a store depends on when or where it was written. So shards are how to run, and no result
+depends on them.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
 from rrm.errors import RRMError
+from rrm.parallel import WINDOW
 from rrm.progress import tracked
 from rrm.store import Store, StoreWriter
 
+Result = TypeVar("Result")
 KINDS = ("probabilities", "confusion", "pseudo_masks")
 """Kinds of stores that are made in shards."""
 _SUFFIX = ".h5"
@@ -100,6 +103,37 @@ def own_share(
         "list": hashlib.sha256(_lines(ids)).hexdigest(),
     }
     return shard.of(ids), {**attrs, "shard": facts}
+
+
+def in_whole_windows(
+    work: Callable[[Sequence[str]], Iterable[Result]], ids: Sequence[str], share: Sequence[str]
+) -> Iterator[tuple[str, Result]]:
+    """Yield the photos of a share with their results, which are those of the same photos in the whole list.
+
+    A library may choose another kernel for a batch of another size, which changes last bits. Batches are made within
+    windows of the list (`rrm.parallel.map_alike`), so photos of the next shards that lie in the windows at both ends
+    are worked on too, and left out.
+
+    Args:
+        work: gives a result for each of the photos that it is called with, in order.
+        ids: of all photos.
+        share: consecutive ones of them.
+
+    Example:
+        >>> photos = [f"photo{number}" for number in range(200)]
+        >>> shares = [photos[:70], photos[70:]]
+        >>> for share in shares:
+        ...     found = dict(in_whole_windows(lambda names: [len(names)] * len(names), photos, share))
+        ...     print(len(found), set(found.values()))
+        70 {128}
+        130 {136}
+    """
+    if not share:
+        return
+    first, wanted = ids.index(share[0]), set(share)
+    begin, end = first // WINDOW * WINDOW, -(-(first + len(share)) // WINDOW) * WINDOW
+    names = ids[begin:end]
+    yield from ((name, result) for name, result in zip(names, work(names), strict=True) if name in wanted)
 
 
 def _lines(ids: Iterable[str]) -> bytes:

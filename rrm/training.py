@@ -143,6 +143,17 @@ def take_device(runtime: Mapping[str, Any]) -> str:
     return device
 
 
+def autocast(device: str, precision: str) -> torch.autocast:
+    """Mixed precision, on a GPU; the CPU computes in float32 whatever is asked for.
+
+    Args:
+        device: `"cpu"` or `"cuda"`.
+        precision: `"float32"`, `"bfloat16"` or `"float16"`.
+    """
+    dtype = torch.float16 if precision == "float16" else torch.bfloat16
+    return torch.autocast(device, dtype=dtype, enabled=device == "cuda" and precision != "float32")
+
+
 def save_weights(path: Path, network: nn.Module, **facts: Any) -> None:
     """Write final weights with the facts that made them (options, code hash), atomically."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
@@ -309,9 +320,8 @@ class _Stepper:
 
     def __init__(self, task: Task, optimizer: torch.optim.Optimizer, options: LoopOptions) -> None:
         self.task, self.optimizer, self.options = task, optimizer, options
-        self.half = options.device == "cuda" and options.precision != "float32"
-        self.dtype = torch.float16 if options.precision == "float16" else torch.bfloat16
-        self.scaler = torch.amp.GradScaler(options.device, enabled=self.half and self.dtype == torch.float16)
+        scaled = options.device == "cuda" and options.precision == "float16"
+        self.scaler = torch.amp.GradScaler(options.device, enabled=scaled)
 
     def __call__(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Make the gradients of a step; gives what this process adds to each term, float64."""
@@ -341,7 +351,7 @@ class _Stepper:
         return sums
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.options.device, dtype=self.dtype, enabled=self.half)
+        return autocast(self.options.device, self.options.precision)
 
     def _counts(self, parts: Sequence[Batch]) -> Counts:
         """Counts of the whole batch before the losses of its parts; these draw the same random numbers as without."""

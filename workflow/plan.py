@@ -172,7 +172,7 @@ class Plan:
         return of
 
     def gpu(self, stage: str) -> int:
-        """GPUs of a job that runs a network, one a process.
+        """GPUs of a job that runs a network, or the CRF of a whole split there; one a process.
 
         The driver is asked where the configuration does not say: torch would cost seconds at each call.
         """
@@ -391,9 +391,9 @@ class Plan:
         """Log of a job, or of each shard of it that the stage `shards_of` makes."""
         return self._told("logs", "log", parts, shards_of)
 
-    def cost(self, *parts: str, shards_of: str = "") -> Path:
-        """Time and memory that a job took, or each shard of it, as measured by Snakemake."""
-        return self._told("benchmarks", "tsv", parts, shards_of)
+    def usage(self, *parts: str, shards_of: str = "") -> Path:
+        """Time and memory that a job took, or each shard of it, written by itself."""
+        return self._told("usage", "json", parts, shards_of)
 
     def _told(self, folder: str, suffix: str, parts: tuple[str, ...], shards_of: str) -> Path:
         path = self.layout.run.joinpath(folder, *parts[:-1], f"{parts[-1]}.{suffix}")

@@ -22,6 +22,7 @@ class Call:
         options: all that the result depends on beside inputs and code (`rrm.pipeline.stage_options`).
         runtime: `device`, `workers`, `crf_workers` and `log_seconds` (`rrm.config.Runtime`); `shard` where the stage
             is to work on a part of its photos (`rrm.shards.own_share`).
+        planned_code: content hash of the stage's code where it is known; None: it is computed (0.4 s).
     """
 
     stage: str
@@ -29,6 +30,7 @@ class Call:
     output: Path
     options: Mapping[str, Any]
     runtime: Mapping[str, Any] = field(default_factory=dict)
+    planned_code: str | None = None
 
     def input(self, name: str) -> Path:
         """Path of an input.
@@ -47,7 +49,7 @@ class Call:
     @property
     def code(self) -> str:
         """Content hash of the stage's code."""
-        return code_hash(self.stage)
+        return self.planned_code or code_hash(self.stage)
 
     def identity(self) -> dict[str, Any]:
         """Everything that determines the output: options, code and content of the inputs."""

@@ -162,8 +162,8 @@ def predicted(scene: Scene, probabilities: Store, crf: Mapping[str, Any]) -> Cal
 
     def of(name: str) -> Labels:
         height, width = scene.mask(name).shape
-        scores = probabilities.read(name, "probabilities").astype(np.float32)
-        sharp = refined(DenseCRF(**crf), scene.photo(name), scores, (height, width))
+        scores: npt.NDArray[Any] = probabilities.read(name, "probabilities").astype(np.float32)
+        sharp: npt.NDArray[Any] = refined(DenseCRF(**crf), scene.photo(name), scores, (height, width))
         return labels_at(sharp, (height, width))
 
     return of

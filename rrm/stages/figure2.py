@@ -31,7 +31,7 @@ def class_maps(network: Any, image: Picture, place: int, cam: dict[str, Any], de
         cam: `scales` and `average`.
         device: of the network.
     """
-    images = network.normalize(as_batch(image, device))
+    images = network.normalize(as_batch([image], device))
     ways = [([scale], "image") for scale in cam["scales"]] + [(cam["scales"], cam["average"])]
     maps = [multi_scale_cam(network.forward_cam, images, scales=scales, average=how) for scales, how in ways]
     return [normalize_cam(each[0, place : place + 1].float().cpu().numpy())[0] for each in maps]

@@ -37,7 +37,7 @@ def mined(scene: Scene, name: str, network: Any, one_step: dict[str, Any], devic
     """Labels of one whole photo as the rule of `one_step.mining` makes them, (1,H,W) each."""
     cam, options = one_step["cam"], one_step["mining"]
     photo, present = scene.photo(name), torch.from_numpy(scene.present(name))[None]
-    images = network.normalize(as_batch(photo, device))
+    images = network.normalize(as_batch([photo], device))
     cams = multi_scale_cam(network.forward_cam, images, scales=cam["scales"], average=cam["average"])
     rule = RegionRule(**{**options, "crf": DenseCRF(**options["crf"])})
     scores = normalize_cam(cams.float(), present.to(device))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from rrm.inference import (
     activation_scores,
     as_batch,
     crf_on_present,
+    in_batches,
     keep_image_labels,
     segmentation_probabilities,
     summing_to_one,
@@ -28,7 +29,7 @@ from rrm.inference import (
 from rrm.labels import IGNORE
 from rrm.parallel import WorkerPool
 from rrm.progress import tracked
-from rrm.shards import own_share
+from rrm.shards import in_whole_windows, own_share
 from rrm.stages.call import Call
 from rrm.stages.trained import load_trained
 from rrm.store import Store, StoreWriter
@@ -96,7 +97,7 @@ def walked(network: Any, image: Photo, scores: Scores, walk: Mapping[str, Any], 
     Returns:
         (K,H,W) float32 >= 0; a class without scores has none.
     """
-    features = network(network.normalize(as_batch(image, device))).float()
+    features = network(network.normalize(as_batch([image], device))).float()
     (affinities,) = pair_affinities(features, walk["radius"])
     shown = np.flatnonzero(scores.any(axis=(1, 2)))
     given = torch.from_numpy(np.ascontiguousarray(scores[shown])).to(device)
@@ -107,36 +108,70 @@ def walked(network: Any, image: Photo, scores: Scores, walk: Mapping[str, Any], 
     return result
 
 
-def _cam_of(call: Call, network: Any, device: str) -> Callable[[Photo, npt.NDArray[np.uint8]], Scores]:
-    """How the CAM's scores of a photo are made, after the random walk where there is one; they sum to one."""
-    options = call.options["pseudo_masks"]
-    walk = options["random_walk"]
-    affinity = load_trained(call.input("affinity"), device).network if walk else None
+@dataclass(frozen=True)
+class _Read:
+    """One photo as it was packed: pixels, image-level labels and how much it was reduced."""
 
-    def cam_of(image: Photo, present: npt.NDArray[np.uint8]) -> Scores:
-        how = (options["cam_scales"], "image", options["cam_exponent"], device)
-        scores = activation_scores(network, image, present, *how)
-        return summing_to_one(walked(affinity, image, scores, walk, device) if walk else scores)
-
-    return cam_of
+    image: Photo
+    present: npt.NDArray[np.uint8]
+    shrink: float
 
 
-def _scored_photos(call: Call, photos: Store, ids: Sequence[str]) -> Iterator[Scored]:
-    options = call.options["pseudo_masks"]
-    device = take_device(call.runtime)
+def _read(photos: Store, name: str) -> _Read:
+    record = photos[name]
+    return _Read(record["image"], record["present"], max(record["image"].shape[:2]) / int(record["size"].max()))
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """Scores photos of one size by the branches that the source needs."""
+
+    options: Mapping[str, Any]
+    network: Any
+    affinity: Any
+    device: str
+
+    def __call__(self, photos: Sequence[_Read]) -> list[Scored]:
+        source, nothing = self.options["source"], [None] * len(photos)
+        segmentation = nothing if source == "cam" else self._segmentation(photos)
+        cams = nothing if source == "segmentation" else self._cams(photos)
+        scored = zip(photos, segmentation, cams, strict=True)
+        return [Scored(photo.image, photo.present, seen, cam, photo.shrink) for photo, seen, cam in scored]
+
+    def _segmentation(self, photos: Sequence[_Read]) -> Sequence[Scores]:
+        images = [photo.image for photo in photos]
+        found: Scores = (
+            segmentation_probabilities(self.network, images, self.options["views"], self.device).cpu().numpy()
+        )
+        if not self.options["use_image_labels"]:
+            return list(found)
+        return [keep_image_labels(each, photo.present) for each, photo in zip(found, photos, strict=True)]
+
+    def _cams(self, photos: Sequence[_Read]) -> Sequence[Scores]:
+        """The CAM's scores, after the random walk where there is one; they sum to one."""
+        options, images = self.options, [photo.image for photo in photos]
+        present = np.stack([photo.present for photo in photos])
+        cam = {"scales": options["cam_scales"], "average": "image", "exponent": options["cam_exponent"]}
+        precision = options["views"]["precision"]
+        found: Scores = activation_scores(self.network, images, present, cam, self.device, precision).cpu().numpy()
+        if options["random_walk"]:
+            walk = (options["random_walk"], self.device)
+            found = np.stack(
+                [walked(self.affinity, image, each, *walk) for image, each in zip(images, found, strict=True)]
+            )
+        return list(summing_to_one(found))
+
+
+def _scored_photos(call: Call, photos: Store, ids: Sequence[str], share: Sequence[str]) -> Iterator[Scored]:
+    options, device = call.options["pseudo_masks"], take_device(call.runtime)
     network = load_trained(call.input("model"), device).network
-    cam_of = _cam_of(call, network, device)
-    for name in ids:
-        record = photos[name]
-        image, present = record["image"], record["present"]
-        segmentation = cam = None
-        if options["source"] != "cam":
-            segmentation = segmentation_probabilities(network, image, options["views"], device)
-            if options["use_image_labels"]:
-                segmentation = keep_image_labels(segmentation, present)
-        if options["source"] != "segmentation":
-            cam = cam_of(image, present)
-        yield Scored(image, present, segmentation, cam, max(image.shape[:2]) / int(record["size"].max()))
+    affinity = load_trained(call.input("affinity"), device).network if options["random_walk"] else None
+    scorer = _Scorer(options, network, affinity, device)
+
+    def score(names: Sequence[str]) -> Iterator[Scored]:
+        return in_batches(scorer, (_read(photos, name) for name in names), device)
+
+    return (scored for _, scored in in_whole_windows(score, ids, share))
 
 
 def run(call: Call) -> None:
@@ -144,11 +179,12 @@ def run(call: Call) -> None:
     photos = Store(call.input("photos"), "photos")
     maker = MaskMaker(call.options["pseudo_masks"])
     facts = {"split": "train", "classes": photos.attrs["classes"]}
-    ids, attrs = own_share(call.runtime, split_ids(photos, "train"), facts)
+    ids = split_ids(photos, "train")
+    share, attrs = own_share(call.runtime, ids, facts)
     with (
         WorkerPool(call.runtime["crf_workers"]) as pool,
         StoreWriter(call.output, "pseudo_masks", call.options, call.code, attrs) as writer,
     ):
-        masks = pool.map(maker, _scored_photos(call, photos, ids))
-        for name, mask in tracked(zip(ids, masks, strict=True), "pseudo masks", len(ids), call.runtime["log_seconds"]):
+        masks = zip(share, pool.map(maker, _scored_photos(call, photos, ids, share)), strict=True)
+        for name, mask in tracked(masks, "pseudo masks", len(share), call.runtime["log_seconds"]):
             writer.add(name, {"mask": mask})

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rrm.networks import build_network
 from rrm.training import read_weights, save_weights
 
@@ -43,7 +45,7 @@ def save_trained(
 
 
 def load_trained(path: Path, device: str) -> Trained:
-    """Build the network of a file of `save_trained` and load its weights.
+    """Build the network of a file of `save_trained` and load its weights, channels last in memory.
 
     Files of before names were stored get "class 1", "class 2" and so on.
 
@@ -59,4 +61,5 @@ def load_trained(path: Path, device: str) -> Trained:
     identity = content["identity"]
     facts = {"stage": identity["stage"], "code": identity["code"], "options": identity["options"]}
     classes = content.get("classes") or [f"class {number}" for number in range(1, built["num_classes"] + 1)]
-    return Trained(network.to(device).eval(), facts, tuple(classes))
+    network = network.to(device).to(memory_format=torch.channels_last).eval()
+    return Trained(network, facts, tuple(classes))

@@ -11,6 +11,7 @@ from benchmarks import cost_model
 from rrm.config import load
 from rrm.cost import planned_jobs
 from rrm.rates import Rate, Rates, rate_key
+from rrm.usage import Usage
 from tests.workflow.project import REPOSITORY
 
 CONFIG = [REPOSITORY / "config.yaml", REPOSITORY / "tests" / "tiny.yaml"]
@@ -19,12 +20,10 @@ CONFIG = [REPOSITORY / "config.yaml", REPOSITORY / "tests" / "tiny.yaml"]
 def test_seconds_are_summed_over_the_jobs_that_were_run(tmp_path: Path) -> None:
     config = load(*CONFIG)
     entries = {rate_key(config, job): Rate(job.stage, 1.0, 0.5, 0, 0, 0, 0, 0) for job in planned_jobs(config)}
-    rates, folder = tmp_path / "rates.json", tmp_path / "results" / "tiny" / "benchmarks" / "seed0"
+    rates, folder = tmp_path / "rates.json", tmp_path / "results" / "tiny" / "usage" / "seed0"
     rates.write_text(Rates({"device": "none"}, entries).to_json())
     for name, seconds in {"classifier": 4, "step_two/vgg16": 3, "one_step/evaluate_val": 5, "other": 9}.items():
-        path = folder / f"{name}.tsv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"s\th:m:s\n{seconds}\t0:00:09\n")
+        Usage(seconds, seconds, 1, 0).write(folder / f"{name}.json")
     out = tmp_path / "out.json"
     files = [str(path) for path in CONFIG]
     cost_model.main(

@@ -36,6 +36,6 @@ def test_comments_change_nothing_and_code_changes_its_stages(tmp_path: Path) -> 
     text = metrics.read_text()
     metrics.write_text("# a comment\n" + text.replace('"""Counts of', '"""Numbers of'))
     assert _hashes(tmp_path) == before
-    metrics.write_text(text.replace("minlength=size * size", "minlength=size * size + 0"))
+    metrics.write_text(text.replace("size = len(targets), num_classes + 1", "size = len(targets), num_classes + 1 + 0"))
     changed = {s for s, old, new in zip(STAGES, before, _hashes(tmp_path), strict=True) if old != new}
     assert "evaluate" in changed and "one-step" not in changed and "pack-photos" not in changed

@@ -35,7 +35,7 @@ needs_onnx = pytest.mark.skipif(
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 CLASSES = ["cat", "dog"]
 TINY = {"width": 1 / 16, "units": [1, 1, 1, 1]}
-ONE_VIEW = {"scales": [1.0], "flip": False, "merge": "mean"}
+ONE_VIEW = {"scales": [1.0], "flip": False, "merge": "mean", "precision": "float32"}
 Photo = npt.NDArray[np.uint8]
 Run = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 
@@ -130,12 +130,13 @@ def test_any_batch_height_and_width(name: str, suffix: str, tmp_path: Path) -> N
 
 def check_against(network: Network, run: Run, least: int) -> None:
     for size in ((least, 64), (40, least), (71, 90)):
-        expected = segmentation_probabilities(network, photo(*size), ONE_VIEW)
+        (expected,) = segmentation_probabilities(network, [photo(*size)], ONE_VIEW).numpy()
         np.testing.assert_allclose(run(as_input(photo(*size)))[0], expected, atol=1e-4)
     three = [photo(33, 47, seed) for seed in range(3)]
     got = run(as_input(*three))
     for index, each in enumerate(three):
-        np.testing.assert_allclose(got[index], segmentation_probabilities(network, each, ONE_VIEW), atol=1e-4)
+        (expected,) = segmentation_probabilities(network, [each], ONE_VIEW).numpy()
+        np.testing.assert_allclose(got[index], expected, atol=1e-4)
 
 
 @needs_onnx
@@ -166,7 +167,7 @@ def test_a_pt2_file_of_one_size(weights: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(["export", str(weights), "--out", str(path), "--size", "33", "40"]) == 0
     assert capsys.readouterr().out.startswith(f"{path}: photos 1x3x33x40: largest difference ")
     check_metadata(metadata_of(path), weights, size=[33, 40])
-    expected = segmentation_probabilities(load_trained(weights, "cpu").network, photo(33, 40), ONE_VIEW)
+    (expected,) = segmentation_probabilities(load_trained(weights, "cpu").network, [photo(33, 40)], ONE_VIEW).numpy()
     run = opened(path)
     np.testing.assert_allclose(run(as_input(photo(33, 40)))[0], expected, atol=1e-4)
     with pytest.raises(AssertionError, match="33"):
@@ -215,7 +216,7 @@ def test_classification(tmp_path: Path) -> None:
     got = opened(path)(as_input(photo(24, 33)))
     assert got.shape == (1, 2)
     present = (got[0] > 0.5) | (got[0] == got[0].max())
-    np.testing.assert_array_equal(present, predicted_labels(network, photo(24, 33)))
+    np.testing.assert_array_equal(present, predicted_labels(network, [photo(24, 33)])[0])
 
 
 def test_the_network_stays_as_it_is(tmp_path: Path) -> None:
@@ -328,7 +329,8 @@ def test_the_example_of_the_documentation(
     names: dict[str, Any] = {}
     exec(code, names)
     image = np.array(Image.open("photo.jpg"))
-    expected = segmentation_probabilities(load_trained(weights, "cpu").network, image, ONE_VIEW).argmax(0)
+    network = load_trained(weights, "cpu").network
+    expected = segmentation_probabilities(network, [image], ONE_VIEW)[0].argmax(0).numpy()
     assert (names["labels"] == expected).mean() > 0.999
     assert names["names"] == ["background", *CLASSES]
 

@@ -70,7 +70,7 @@ def test_predicted_labels_are_the_scores_above_zero_or_the_highest(scores: list[
     with torch.no_grad():
         network.fc8.weight.zero_()
         network.fc8.bias.copy_(torch.tensor(scores))  # type: ignore[union-attr]
-    assert predicted_labels(network, np.zeros((16, 16, 3), np.uint8)).tolist() == expected
+    assert predicted_labels(network, [np.zeros((16, 16, 3), np.uint8)]).tolist() == [expected]
 
 
 @pytest.mark.parametrize("size", [(40, 33), (3, 5)])

@@ -71,7 +71,7 @@ class Pipeline:
         return self.folder / out
 
     def probabilities(self, views: str) -> Store:
-        options = {"split": "val", "views": VIEWS[views]}
+        options = {"split": "val", "views": {**VIEWS[views], "precision": "float32"}}
         path = self.stage(predict, "predict", f"probabilities_{views}.h5", options, photos="photos.h5")
         return Store(path, "probabilities")
 

@@ -176,7 +176,7 @@ def test_processes_are_for_the_training_loop() -> None:
     plan = Plan(put(config, "methods", {}) | {"step_two": {}, "bounds": {}}, "test")
     commands = {stage: plan.launch(stage)(None, None) for stage in ("one-step", "predict")}
     assert commands == {"one-step": "torchrun --standalone --nproc-per-node 4", "predict": "python"}
-    assert [plan.gpu(stage) for stage in ("one-step", "predict")] == [4, 1]
+    assert [plan.gpu(stage) for stage in ("one-step", "predict", "evaluate")] == [4, 1, 1]
     assert [plan.threads(stage) for stage in ("one-step", "classifier", "predict")] == [12, 8, 1]
 
 

@@ -21,7 +21,7 @@ PLUGINS = {
 }
 PARTITION = {"slurm": "slurm_partition", "pbs": "queue", "lsf": "queue", "sge": "queue"}
 RULE = re.compile(r"^ *rule (\w+):\n(.*?)(?=^ *rule |\Z)", flags=re.MULTILINE | re.DOTALL)
-NETWORKS = {"classifier", "one_step", "method", "affinity", "step_two", "bound", "pseudo_masks", "predict"}
+NETWORKS = {"classifier", "one_step", "method", "affinity", "step_two", "bound", "pseudo_masks", "predict", "evaluate"}
 FIGURES = {"figure2", "figure3", "label_quality"}
 
 
@@ -67,7 +67,7 @@ def test_resources_are_those_of_rules_and_what_runs_a_network_is_sent_to_gpus(na
         sent = {rule for rule, resources in given.items() if resources.get(PARTITION[name]) == "gpu"}
         assert sent == on_gpus
         submitted = {rule for rule, text in known.items() if "localrule: True" not in text}
-        assert {rule for rule in submitted if rule in NETWORKS or rule.startswith(("evaluate", "merge"))} <= set(given)
+        assert {rule for rule in submitted if rule in NETWORKS or rule.startswith("merge")} <= set(given)
 
 
 @pytest.mark.parametrize("name", [*PLUGINS])
@@ -85,7 +85,7 @@ def test_jobs_ask_for_what_they_need(name: str, clone: Project) -> None:
     )
     assert {asked[rule]["mem_mb"] for rule in ("one_step", "evaluate", "merge_predict")} == {"24000", "16000"}
     if name in PARTITION:
-        assert asked["one_step"][PARTITION[name]] == "gpu" != asked["evaluate"][PARTITION[name]]
+        assert asked["one_step"][PARTITION[name]] == "gpu" != asked["merge_predict"][PARTITION[name]]
         assert (asked["one_step"]["runtime"], asked["pack_photos"]["runtime"]) == ("1440", "60")
 
 

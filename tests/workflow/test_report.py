@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rrm.usage import Usage
 from tests.workflow.browser import Browser, find_browser
 from tests.workflow.project import REPOSITORY, Project, clone_into, small_config
 
@@ -46,9 +47,7 @@ def _write_by_hand(project: Project) -> None:
                 {"step": step, "energy": -step / 9, "cross_entropy": 1 / (1 + step), "lr": 0.1} for step in range(900)
             ]
             path.with_suffix(".history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    benchmark = project.root / "results/demo/benchmarks/seed0/one_step/predict_val.tsv"
-    benchmark.parent.mkdir(parents=True)
-    benchmark.write_text("s\th:m:s\tmax_rss\tmean_load\n12.5\t0:00:12\t345.6\t99.0\n")
+    Usage(12.5, 11.0, 345 << 20, 0).write(project.root / "results/demo/usage/seed0/one_step/predict_val.json")
 
 
 def _a_picture(folder: Path) -> Path:
@@ -69,7 +68,7 @@ def test_the_report_holds_tables_curves_times_and_configuration(report: Path) ->
     assert "Other &lt;method&gt;" in table and '<td class="number">41.25</td>' in table and "<th>note</th>" not in table
     assert _page(report, "table5.csv") == TABLE
     times = _page(report, "run_times.html")
-    assert "predict_val" in times and "345.6" in times
+    assert "predict_val" in times and "345" in times
     assert "mining:" in _page(report, "config.html") and "ratio: " in _page(report, "config.html")
     assert "train.steps" in _page(report, "departures.html")
     assert "<td>classification loss</td>" in _page(report, "recipes.html")

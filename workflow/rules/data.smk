@@ -18,7 +18,7 @@ rule make_data:
         runtime=PLAN.runtime,
     shell:
         "python -m rrm {params.stage} {params.inputs:q} --out {output.manifest:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} 2>&1 | tee {log:q}"
 
 
 rule pack_photos:
@@ -39,7 +39,7 @@ rule pack_photos:
         runtime=PLAN.runtime,
     shell:
         "python -m rrm pack-photos {params.inputs:q} --out {output.photos:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} 2>&1 | tee {log:q}"
 
 
 rule pack_masks:
@@ -61,7 +61,7 @@ rule pack_masks:
         runtime=PLAN.runtime,
     shell:
         "python -m rrm pack-masks {params.inputs:q} --out {output.masks:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} 2>&1 | tee {log:q}"
 
 
 rule sparse_labels:
@@ -81,4 +81,4 @@ rule sparse_labels:
         runtime=PLAN.runtime,
     shell:
         "python -m rrm sparse-labels {params.inputs:q} --out {output.masks:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} 2>&1 | tee {log:q}"

@@ -9,8 +9,7 @@ rule predict:
         probabilities=PLAN.piece("predict", LAYOUT.prediction("{seed}", "{model}", "{split}")),
     log:
         PLAN.log("seed{seed}", "{model}", "predict_{split}", shards_of="predict"),
-    benchmark:
-        PLAN.cost("seed{seed}", "{model}", "predict_{split}", shards_of="predict")
+        usage=PLAN.usage("seed{seed}", "{model}", "predict_{split}", shards_of="predict"),
     conda:
         "../envs/rrm.yml"
     threads: PLAN.threads("predict")
@@ -24,7 +23,7 @@ rule predict:
         runtime=PLAN.runtime,
     shell:
         "python -m rrm predict {params.inputs:q} --out {output.probabilities:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} {params.shard:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} {params.shard:q} --code {params.code} --threads {threads} --usage {log.usage:q} 2>&1 | tee {log[0]:q}"
 
 
 if PLAN.shards("predict") > 1:
@@ -36,8 +35,7 @@ if PLAN.shards("predict") > 1:
             probabilities=LAYOUT.prediction("{seed}", "{model}", "{split}"),
         log:
             PLAN.log("seed{seed}", "{model}", "predict_{split}.shards", "merge"),
-        benchmark:
-            PLAN.cost("seed{seed}", "{model}", "predict_{split}.shards", "merge")
+            usage=PLAN.usage("seed{seed}", "{model}", "predict_{split}.shards", "merge"),
         conda:
             "../envs/rrm.yml"
         params:
@@ -45,7 +43,7 @@ if PLAN.shards("predict") > 1:
             code=PLAN.code("predict"),
             joined=PLAN.joined,
         shell:
-            "python -m rrm merge {params.joined:q} --out {output.probabilities:q} 2>&1 | tee {log:q}"
+            "python -m rrm merge {params.joined:q} --out {output.probabilities:q} --usage {log.usage:q} 2>&1 | tee {log[0]:q}"
 
 
 rule evaluate:
@@ -57,11 +55,12 @@ rule evaluate:
         confusion=PLAN.piece("evaluate", LAYOUT.confusion("{seed}", "{model}", "{split}")),
     log:
         PLAN.log("seed{seed}", "{model}", "evaluate_{split}", shards_of="evaluate"),
-    benchmark:
-        PLAN.cost("seed{seed}", "{model}", "evaluate_{split}", shards_of="evaluate")
+        usage=PLAN.usage("seed{seed}", "{model}", "evaluate_{split}", shards_of="evaluate"),
     conda:
         "../envs/rrm.yml"
     threads: PLAN.threads("evaluate")
+    resources:
+        gpu=PLAN.gpu("evaluate"),
     params:
         options=PLAN.options("evaluate"),
         code=PLAN.code("evaluate"),
@@ -70,7 +69,7 @@ rule evaluate:
         runtime=PLAN.runtime,
     shell:
         "python -m rrm evaluate {params.inputs:q} --out {output.confusion:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} {params.shard:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} {params.shard:q} --code {params.code} --threads {threads} --usage {log.usage:q} 2>&1 | tee {log[0]:q}"
 
 
 if PLAN.shards("evaluate") > 1:
@@ -82,8 +81,7 @@ if PLAN.shards("evaluate") > 1:
             confusion=LAYOUT.confusion("{seed}", "{model}", "{split}"),
         log:
             PLAN.log("seed{seed}", "{model}", "evaluate_{split}.shards", "merge"),
-        benchmark:
-            PLAN.cost("seed{seed}", "{model}", "evaluate_{split}.shards", "merge")
+            usage=PLAN.usage("seed{seed}", "{model}", "evaluate_{split}.shards", "merge"),
         conda:
             "../envs/rrm.yml"
         params:
@@ -91,4 +89,4 @@ if PLAN.shards("evaluate") > 1:
             code=PLAN.code("evaluate"),
             joined=PLAN.joined,
         shell:
-            "python -m rrm merge {params.joined:q} --out {output.confusion:q} 2>&1 | tee {log:q}"
+            "python -m rrm merge {params.joined:q} --out {output.confusion:q} --usage {log.usage:q} 2>&1 | tee {log[0]:q}"

@@ -24,7 +24,7 @@ rule figure2:
         runtime=PLAN.runtime,
     shell:
         "python -m rrm figure2 {params.inputs:q} --out {output.figure:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} 2>&1 | tee {log:q}"
 
 
 rule figure3:
@@ -50,7 +50,7 @@ rule figure3:
         runtime=PLAN.runtime,
     shell:
         "python -m rrm figure3 {params.inputs:q} --out {output.figure:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} 2>&1 | tee {log:q}"
 
 
 rule figure4:
@@ -74,7 +74,7 @@ rule figure4:
         runtime=PLAN.runtime,
     shell:
         "python -m rrm figure4 {params.inputs:q} --out {output.figure:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} 2>&1 | tee {log:q}"
 
 
 rule failures:
@@ -98,4 +98,4 @@ rule failures:
         runtime=PLAN.runtime,
     shell:
         "python -m rrm failures {params.inputs:q} --out {output.figure:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} 2>&1 | tee {log:q}"

@@ -10,8 +10,7 @@ rule affinity:
         weights=LAYOUT.affinity("{seed}", "{masks}"),
     log:
         PLAN.log("seed{seed}", "affinity", "{masks}"),
-    benchmark:
-        PLAN.cost("seed{seed}", "affinity", "{masks}")
+        usage=PLAN.usage("seed{seed}", "affinity", "{masks}"),
     priority: 1
     conda:
         "../envs/rrm.yml"
@@ -27,7 +26,7 @@ rule affinity:
         launch=PLAN.launch("affinity"),
     shell:
         "{params.launch} -m rrm affinity {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {log.usage:q} 2>&1 | tee {log[0]:q}"
 
 
 rule pseudo_masks:
@@ -39,8 +38,7 @@ rule pseudo_masks:
         masks=PLAN.piece("pseudo-masks", LAYOUT.pseudo_masks("{seed}", "{masks}")),
     log:
         PLAN.log("seed{seed}", "pseudo_masks", "{masks}", shards_of="pseudo-masks"),
-    benchmark:
-        PLAN.cost("seed{seed}", "pseudo_masks", "{masks}", shards_of="pseudo-masks")
+        usage=PLAN.usage("seed{seed}", "pseudo_masks", "{masks}", shards_of="pseudo-masks"),
     priority: 1
     conda:
         "../envs/rrm.yml"
@@ -55,7 +53,7 @@ rule pseudo_masks:
         runtime=PLAN.runtime,
     shell:
         "python -m rrm pseudo-masks {params.inputs:q} --out {output.masks:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} {params.shard:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} {params.shard:q} --code {params.code} --threads {threads} --usage {log.usage:q} 2>&1 | tee {log[0]:q}"
 
 
 if PLAN.shards("pseudo-masks") > 1:
@@ -67,8 +65,7 @@ if PLAN.shards("pseudo-masks") > 1:
             masks=LAYOUT.pseudo_masks("{seed}", "{masks}"),
         log:
             PLAN.log("seed{seed}", "pseudo_masks", "{masks}.shards", "merge"),
-        benchmark:
-            PLAN.cost("seed{seed}", "pseudo_masks", "{masks}.shards", "merge")
+            usage=PLAN.usage("seed{seed}", "pseudo_masks", "{masks}.shards", "merge"),
         priority: 1
         conda:
             "../envs/rrm.yml"
@@ -77,4 +74,4 @@ if PLAN.shards("pseudo-masks") > 1:
             code=PLAN.code("pseudo-masks"),
             joined=PLAN.joined,
         shell:
-            "python -m rrm merge {params.joined:q} --out {output.masks:q} 2>&1 | tee {log:q}"
+            "python -m rrm merge {params.joined:q} --out {output.masks:q} --usage {log.usage:q} 2>&1 | tee {log[0]:q}"

@@ -26,7 +26,7 @@ rule training_curves:
         runtime=PLAN.runtime,
     shell:
         "python -m rrm training-curves {params.inputs:q} --out {output.figure:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} 2>&1 | tee {log:q}"
 
 
 rule run_times:
@@ -49,7 +49,7 @@ rule run_times:
         runtime=PLAN.runtime,
     shell:
         "python -m rrm run-times {params.inputs:q} --out {output.table:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} 2>&1 | tee {log:q}"
 
 
 rule resolved_config:
@@ -68,7 +68,7 @@ rule resolved_config:
         runtime=PLAN.runtime,
     shell:
         "python -m rrm resolved-config {params.inputs:q} --out {output.config:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} 2>&1 | tee {log:q}"
 
 
 rule departures:
@@ -87,7 +87,7 @@ rule departures:
         runtime=PLAN.runtime,
     shell:
         "python -m rrm departures {params.inputs:q} --out {output.table:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} 2>&1 | tee {log:q}"
 
 
 rule page:
@@ -115,7 +115,7 @@ rule page:
         runtime=PLAN.runtime,
     shell:
         "python -m rrm page {params.inputs:q} --out {output.page:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} 2>&1 | tee {log:q}"
 
 
 rule pages:

@@ -10,8 +10,7 @@ rule submission:
         archive=LAYOUT.submission("{seed}", "{model}"),
     log:
         PLAN.log("seed{seed}", "{model}", "submission"),
-    benchmark:
-        PLAN.cost("seed{seed}", "{model}", "submission")
+        usage=PLAN.usage("seed{seed}", "{model}", "submission"),
     conda:
         "../envs/rrm.yml"
     threads: PLAN.threads("submission")
@@ -23,4 +22,4 @@ rule submission:
         runtime=PLAN.runtime,
     shell:
         "python -m rrm submission {params.inputs:q} --out {output.archive:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {log.usage:q} 2>&1 | tee {log[0]:q}"

@@ -27,7 +27,7 @@ rule ablation_table:
         runtime=PLAN.runtime,
     shell:
         "python -m rrm ablation-table {params.inputs:q} --out {output.table:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} 2>&1 | tee {log:q}"
 
 
 rule class_table:
@@ -56,7 +56,7 @@ rule class_table:
         runtime=PLAN.runtime,
     shell:
         "python -m rrm class-table {params.inputs:q} --out {output.table:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} 2>&1 | tee {log:q}"
 
 
 rule table5:
@@ -83,7 +83,7 @@ rule table5:
         runtime=PLAN.runtime,
     shell:
         "python -m rrm table5 {params.inputs:q} --out {output.table:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} 2>&1 | tee {log:q}"
 
 
 rule comparisons:
@@ -110,7 +110,7 @@ rule comparisons:
         runtime=PLAN.runtime,
     shell:
         "python -m rrm comparisons {params.inputs:q} --out {output.table:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} 2>&1 | tee {log:q}"
 
 
 rule label_quality:
@@ -136,4 +136,4 @@ rule label_quality:
         runtime=PLAN.runtime,
     shell:
         "python -m rrm label-quality {params.inputs:q} --out {output.table:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} 2>&1 | tee {log:q}"

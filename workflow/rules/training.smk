@@ -10,8 +10,7 @@ rule classifier:
         weights=LAYOUT.classifier("{seed}"),
     log:
         PLAN.log("seed{seed}", "classifier"),
-    benchmark:
-        PLAN.cost("seed{seed}", "classifier")
+        usage=PLAN.usage("seed{seed}", "classifier"),
     priority: 1
     conda:
         "../envs/rrm.yml"
@@ -26,7 +25,7 @@ rule classifier:
         launch=PLAN.launch("classifier"),
     shell:
         "{params.launch} -m rrm classifier {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {log.usage:q} 2>&1 | tee {log[0]:q}"
 
 
 rule one_step:
@@ -37,8 +36,7 @@ rule one_step:
         weights=LAYOUT.weights("{seed}", "{model}"),
     log:
         PLAN.log("seed{seed}", "{model}"),
-    benchmark:
-        PLAN.cost("seed{seed}", "{model}")
+        usage=PLAN.usage("seed{seed}", "{model}"),
     wildcard_constraints:
         model=PLAN.pattern("one_step", "ablation/"),
     priority: 1
@@ -56,7 +54,7 @@ rule one_step:
         launch=PLAN.launch("one-step"),
     shell:
         "{params.launch} -m rrm one-step {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {log.usage:q} 2>&1 | tee {log[0]:q}"
 
 
 rule method:
@@ -67,8 +65,7 @@ rule method:
         weights=LAYOUT.weights("{seed}", "{model}"),
     log:
         PLAN.log("seed{seed}", "{model}"),
-    benchmark:
-        PLAN.cost("seed{seed}", "{model}")
+        usage=PLAN.usage("seed{seed}", "{model}"),
     wildcard_constraints:
         model=PLAN.pattern("methods/"),
     conda:
@@ -85,7 +82,7 @@ rule method:
         launch=PLAN.launch("method"),
     shell:
         "{params.launch} -m rrm method {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {log.usage:q} 2>&1 | tee {log[0]:q}"
 
 
 rule step_two:
@@ -97,8 +94,7 @@ rule step_two:
         weights=LAYOUT.weights("{seed}", "{model}"),
     log:
         PLAN.log("seed{seed}", "{model}"),
-    benchmark:
-        PLAN.cost("seed{seed}", "{model}")
+        usage=PLAN.usage("seed{seed}", "{model}"),
     wildcard_constraints:
         model=PLAN.pattern("step_two/"),
     priority: 1
@@ -115,7 +111,7 @@ rule step_two:
         launch=PLAN.launch("step-two"),
     shell:
         "{params.launch} -m rrm step-two {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {log.usage:q} 2>&1 | tee {log[0]:q}"
 
 
 rule bound:
@@ -127,8 +123,7 @@ rule bound:
         weights=LAYOUT.weights("{seed}", "{model}"),
     log:
         PLAN.log("seed{seed}", "{model}"),
-    benchmark:
-        PLAN.cost("seed{seed}", "{model}")
+        usage=PLAN.usage("seed{seed}", "{model}"),
     wildcard_constraints:
         model=PLAN.pattern("bounds/"),
     conda:
@@ -145,4 +140,4 @@ rule bound:
         launch=PLAN.launch("bound"),
     shell:
         "{params.launch} -m rrm bound {params.inputs:q} --out {output.weights:q} --options {params.options:q}"
-        " --runtime {params.runtime:q} --threads {threads} 2>&1 | tee {log:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} --usage {log.usage:q} 2>&1 | tee {log[0]:q}"

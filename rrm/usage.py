@@ -1,0 +1,73 @@
+"""What a job took: seconds, processor seconds and peak memory, in a small JSON file that it writes once it succeeded.
+
+Of a job of several processes, the first counts with the workers that it started.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rrm.errors import RRMError
+from rrm.store import atomic_path
+
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a job took.
+
+    Attributes:
+        seconds: from reading its arguments on.
+        cpu_seconds: of all its threads and of its workers that have ended.
+        peak_memory: resident bytes of its main process.
+        peak_gpu_memory: bytes that torch held on the GPU; 0 without one.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    peak_memory: int
+    peak_gpu_memory: int
+
+    @classmethod
+    def since(cls, begin: float) -> Usage:
+        """Give the usage of this process.
+
+        Args:
+            begin: of the job, by `time.monotonic()`.
+
+        Example:
+            >>> Usage.since(time.monotonic()).peak_gpu_memory
+            0
+        """
+        own, workers = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        cpu_seconds = own.ru_utime + own.ru_stime + workers.ru_utime + workers.ru_stime
+        return cls(time.monotonic() - begin, cpu_seconds, own.ru_maxrss * _RSS_UNIT, _gpu_memory())
+
+    def write(self, path: Path) -> None:
+        """Write the file."""
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(asdict(self)) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Usage:
+        """Read a file.
+
+        Raises:
+            RRMError: it does not hold a job's usage.
+        """
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (ValueError, TypeError, OSError) as error:
+            raise RRMError(f"{path}: expected what a job took, as JSON, got {error}: delete the file") from None
+
+
+def _gpu_memory() -> int:
+    torch = sys.modules.get("torch")  # a job that has not loaded it used no GPU
+    used = torch is not None and torch.cuda.is_initialized()
+    return int(torch.cuda.max_memory_allocated()) if torch is not None and used else 0
