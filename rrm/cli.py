@@ -208,7 +208,7 @@ def _call_stage(arguments: argparse.Namespace) -> None:
     from rrm.distributed import joined, processes_here
     from rrm.training import pick_device
 
-    with joined(pick_device(runtime.device)):
+    with joined(pick_device(runtime.device), runtime.share_gpus):
         _run(max(1, (arguments.threads or 0) // processes_here()) if arguments.threads else None, *call)
 
 

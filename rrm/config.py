@@ -441,6 +441,9 @@ class Runtime(Section):
     crf_workers: int = Field(
         2, ge=0, description="processes that run CRFs of evaluation and pseudo masks; 0: in the stage's own"
     )
+    share_gpus: bool = Field(
+        False, description="use a GPU that another job on this machine uses (true), or wait for a free one"
+    )
     shards: Shards = Field(Shards(), description="jobs that share the photos of a stage; one number is for all three")
     log_seconds: Positive = Field(10, description="seconds between progress lines where there is no terminal")
 

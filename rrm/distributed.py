@@ -9,13 +9,15 @@ With one process, everything here does nothing.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from rrm.errors import RRMError
+from rrm.lease import FOLDER, choosing, give_back, hold, lease, too_few_gpus
 
 TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others, which may be writing a checkpoint or compiling a kernel."""
@@ -64,14 +67,15 @@ def tell(text: str) -> None:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[None]:
+def joined(device: str, shared: bool = False) -> Iterator[None]:
     """Meet the other processes, and part from them at the end.
 
-    On GPUs each process gets the one of its number among the visible ones, as torch's current device, and NCCL;
+    On GPUs each process gets one of its own as torch's current device, leased for as long as it lives, and NCCL;
     elsewhere Gloo. A process ends when torchrun does, whatever ended that.
 
     Args:
         device: `"cpu"` or `"cuda"`.
+        shared: take the GPUs of the processes' numbers, whether other jobs use them or not.
 
     Raises:
         RRMError: more processes than GPUs, or the variables that torchrun sets are incomplete.
@@ -79,14 +83,16 @@ def joined(device: str) -> Iterator[None]:
     if processes() == 1:
         yield
         return
-    if device == "cuda":
-        _take_gpu()
+    if device == "cuda" and torch.cuda.device_count() < processes_here():
+        raise too_few_gpus(torch.cuda.device_count(), processes_here())
     threading.Thread(target=_end_with_launcher, args=(os.getppid(),), daemon=True).start()
     try:
         store, number, size = next(rendezvous("env://", timeout=TIMEOUT))
     except (ValueError, RuntimeError) as error:
         raise RRMError(f"processes: expected to be started by torchrun, got WORLD_SIZE alone ({error})") from None
     _STORE[:] = [store]
+    if device == "cuda":
+        _take_gpu(store, shared)
     dist.init_process_group(
         "nccl" if device == "cuda" else "gloo",
         store=dist.PrefixStore("training", store),  # type: ignore[attr-defined]
@@ -102,14 +108,63 @@ def joined(device: str) -> Iterator[None]:
     dist.destroy_process_group()  # not after an error: it would wait for processes that wait for this one
 
 
-def _take_gpu() -> None:
-    found, wanted = torch.cuda.device_count(), processes_here()
-    if wanted > found:
-        raise RRMError(
-            f"processes: expected a GPU for each of the {wanted} processes, torch sees {found}: lower "
-            "runtime.processes (torchrun's --nproc-per-node), or set runtime.device to cpu"
-        )
-    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+def take_gpu(shared: bool = False) -> None:
+    """Make a GPU that no other job has leased torch's current device, where `joined` has not done so already.
+
+    Args:
+        shared: leave torch's choice, whether other jobs use that GPU or not.
+    """
+    if processes() == 1 and not shared:
+        torch.cuda.set_device(lease(visible_gpus())[0])
+
+
+def visible_gpus() -> list[str]:
+    """UUIDs of the GPUs that torch sees, in its order; `CUDA_VISIBLE_DEVICES` is respected."""
+    return [str(torch.cuda.get_device_properties(place).uuid) for place in range(torch.cuda.device_count())]
+
+
+def _take_gpu(store: Any, shared: bool) -> None:
+    cards, place = visible_gpus(), int(os.environ["LOCAL_RANK"])
+    if not shared:
+        place = leased_together(store, cards, place, processes_here())
+    torch.cuda.set_device(place)
+
+
+def leased_together(store: Any, cards: Sequence[str], place: int, wanted: int, folder: Path = FOLDER) -> int:
+    """Lease a GPU for each of the processes of a training on one machine, all at once.
+
+    The first one waits for them and gives them to the others while nobody else can choose, so that each process holds
+    the lease of its own until it ends.
+
+    Args:
+        store: torch's, which all processes see.
+        cards: names, as for `rrm.lease.lease`.
+        place: number of this process on its machine, from 0.
+        wanted: number of processes on this machine.
+        folder: where the lock files lie.
+
+    Returns:
+        The place of this process's card in `cards`.
+    """
+    machine = dist.PrefixStore(f"lease{os.environ.get('GROUP_RANK', '0')}", store)  # type: ignore[attr-defined]
+    if place:
+        _until(lambda: machine.check(["places"]))
+        own = json.loads(machine.get("places"))[place]
+        hold(cards[own], folder)
+        machine.add("held", 1)
+        return int(own)
+    with choosing(cards, wanted, folder) as places:
+        for other in places[1:]:
+            give_back(cards[other], folder)
+        machine.set("places", json.dumps(places))
+        _until(lambda: machine.add("held", 0) == wanted - 1)
+    return places[0]
+
+
+def _until(ready: Callable[[], bool]) -> None:
+    """Wait without end: a process that waits for one that is gone ends with torchrun."""
+    while not ready():
+        time.sleep(0.2)
 
 
 def _end_with_launcher(launcher: int) -> None:

@@ -34,6 +34,7 @@ from rrm.distributed import (
     same_everywhere,
     share_batch_norm,
     sum_gradients,
+    take_gpu,
     tell,
     total,
 )
@@ -124,6 +125,22 @@ def pick_device(name: str) -> str:
             "device: expected a GPU, torch sees none: set runtime.device to auto or cpu, or repair the driver"
         )
     return "cuda" if name != "cpu" and available else "cpu"
+
+
+def take_device(runtime: Mapping[str, Any]) -> str:
+    """The device of a stage's job; on a GPU after waiting for one that no other job on this machine has (`rrm.lease`).
+
+    Args:
+        runtime: `device`, for `pick_device`, and `share_gpus`, which takes a GPU that others may use
+            (`rrm.config.Runtime`).
+
+    Returns:
+        `"cpu"` or `"cuda"`, torch's current device being the one that was taken.
+    """
+    device = pick_device(runtime["device"])
+    if device == "cuda":
+        take_gpu(runtime.get("share_gpus", False))
+    return device
 
 
 def autocast(device: str, precision: str) -> torch.autocast:
@@ -415,6 +432,8 @@ def fit(
     share_batch_norm(task.network, options.device)
     stepper = _Stepper(task, optimizer, options)
     start = _resume(task, stepper, run)
+    if start:
+        tell(f"{name}: goes on after step {start}")
     with ExitStack() as stack:
         stop = stack.enter_context(_StopRequest())
         recorder = stack.enter_context(_recorder(run, start, options, name)) if is_first() else None

@@ -20,6 +20,7 @@ ORDER = [
     "usage",
     "parallel",
     "shards",
+    "lease",
     "distributed",
     "datasets",
     "networks",

@@ -10,7 +10,7 @@ from rrm.stages.call import Call
 from rrm.stages.train import new_network, train
 from rrm.stages.trained import load_trained
 from rrm.store import Store
-from rrm.training import pick_device
+from rrm.training import take_device
 
 
 def run(call: Call) -> None:
@@ -20,7 +20,7 @@ def run(call: Call) -> None:
     options = {**given, "weights": None, "options": affinity_options(given["backbone"], given["options"])}
     network = new_network("affinity", photos, options, call.options["seed"])
     load_weights(network, call.input("model"))
-    labeller = load_trained(call.input("model"), pick_device(call.runtime["device"])).network
+    labeller = load_trained(call.input("model"), take_device(call.runtime)).network
     mining = RegionRule(**{**walk["mining"], "crf": DenseCRF(**walk["mining"]["crf"])})
     task = AffinityTask(network, labeller, mining, call.options["cam_scales"], walk["radius"])
     train(call, photos, "affinity", task, options, walk["train"])

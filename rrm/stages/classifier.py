@@ -16,12 +16,12 @@ from rrm.stages.train import new_network, train
 from rrm.stages.trained import save_trained
 from rrm.store import Store
 from rrm.tasks import ClassificationTask
-from rrm.training import pick_device
+from rrm.training import take_device
 
 
 def _fit_branch(call: Call, photos: Store, network: Any, linear: Mapping[str, Any]) -> None:
     """Solve the branch on the frozen backbone's features, in place."""
-    device = pick_device(call.runtime["device"])
+    device = take_device(call.runtime)
     network.to(device).eval()
     ids = split_ids(photos, "train")
     images = tracked(

@@ -21,7 +21,7 @@ from rrm.metrics import scores_of
 from rrm.stages.call import Call
 from rrm.stages.trained import Trained, load_trained
 from rrm.store import Store
-from rrm.training import pick_device
+from rrm.training import take_device
 
 SPREAD = (
     "at evenly spaced quantiles of the one-step network's mIoU on each photo of val (with CRF), "
@@ -142,7 +142,7 @@ def open_one_step(call: Call) -> tuple[Trained, str]:
     Raises:
         RRMError: weights and matrices are of different trainings, or of another configuration.
     """
-    device = pick_device(call.runtime["device"])
+    device = take_device(call.runtime)
     trained = load_trained(call.input("model"), device)
     scored = Store(call.input("confusion"), "confusion").attrs.get("trained_options")
     wanted = {"seed": call.options["seed"], **call.options["one_step"]}

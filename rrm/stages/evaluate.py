@@ -23,7 +23,7 @@ from rrm.progress import tracked
 from rrm.shards import in_whole_windows, own_share
 from rrm.stages.call import Call
 from rrm.store import Store, StoreWriter
-from rrm.training import pick_device
+from rrm.training import take_device
 
 Matrices = Mapping[str, npt.NDArray[np.int64]]
 
@@ -108,7 +108,7 @@ class Scorer:
 
 def run(call: Call) -> None:
     """Write a store of kind "confusion": per photo `plain` and `crf`, (C+1, C+1) int64, rows true classes."""
-    split, device = call.options["split"], pick_device(call.runtime["device"])
+    split, device = call.options["split"], take_device(call.runtime)
     photos = Store(call.input("photos"), "photos")
     masks = open_masks(call.input("masks"), split, supervision="evaluation")
     probabilities = Store(call.input("probabilities"), "probabilities")

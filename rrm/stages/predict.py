@@ -25,7 +25,7 @@ from rrm.shards import in_whole_windows, own_share
 from rrm.stages.call import Call
 from rrm.stages.trained import load_trained
 from rrm.store import Store, StoreWriter
-from rrm.training import pick_device
+from rrm.training import take_device
 
 Probabilities = npt.NDArray[np.float16]
 
@@ -68,7 +68,7 @@ def predictions(call: Call, photos: Store, network: Any, device: str, names: Seq
 def run(call: Call) -> None:
     """Write a store of kind "probabilities": per photo `probabilities` (C+1,H,W) float16."""
     photos = Store(call.input("photos"), "photos")
-    device = pick_device(call.runtime["device"])
+    device = take_device(call.runtime)
     trained = load_trained(call.input("model"), device)
     split, ids = call.options["split"], split_ids(photos, call.options["split"])
     share, attrs = own_share(call.runtime, ids, {"split": split, "trained": trained.facts})

@@ -33,7 +33,7 @@ from rrm.shards import in_whole_windows, own_share
 from rrm.stages.call import Call
 from rrm.stages.trained import load_trained
 from rrm.store import Store, StoreWriter
-from rrm.training import pick_device
+from rrm.training import take_device
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class _Scorer:
 
 
 def _scored_photos(call: Call, photos: Store, ids: Sequence[str], share: Sequence[str]) -> Iterator[Scored]:
-    options, device = call.options["pseudo_masks"], pick_device(call.runtime["device"])
+    options, device = call.options["pseudo_masks"], take_device(call.runtime)
     network = load_trained(call.input("model"), device).network
     affinity = load_trained(call.input("affinity"), device).network if options["random_walk"] else None
     scorer = _Scorer(options, network, affinity, device)

@@ -19,7 +19,7 @@ from rrm.schedules import build_optimizer
 from rrm.stages.call import Call
 from rrm.stages.trained import save_trained
 from rrm.store import Store, atomic_path
-from rrm.training import LoopOptions, Run, Task, fit, pick_device
+from rrm.training import LoopOptions, Run, Task, fit, take_device
 
 
 def new_network(kind: str, photos: Store, options: Mapping[str, Any], seed: int) -> Any:
@@ -94,7 +94,7 @@ def _loop_options(call: Call, loop: Mapping[str, Any]) -> LoopOptions:
         schedule=loop["optimizer"]["schedule"],
         clip_gradient=loop["clip_gradient"],
         checkpoint_every=loop["checkpoint_every"],
-        device=pick_device(call.runtime["device"]),
+        device=take_device(call.runtime),
         log_seconds=call.runtime["log_seconds"],
     )
 
@@ -120,5 +120,5 @@ def _batches(photos: Store, masks: Store | None, call: Call, loop: Mapping[str, 
         workers=call.runtime["workers"],
         rank=rank(),
         world_size=processes(),
-        device=pick_device(call.runtime["device"]),
+        device=take_device(call.runtime),
     )
