@@ -63,7 +63,8 @@ def last_done(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def _rows(folder: Path, seed: int) -> Iterator[dict[str, Any]]:
-    for path in last_done(sorted(folder.rglob("*.json"))):
+    written = [path for path in sorted(folder.rglob("*.json")) if path.stat().st_size]  # `--touch` leaves empty ones
+    for path in last_done(written):
         job, model = job_of(path.relative_to(folder))
         usage = Usage.read(path)
         yield {
