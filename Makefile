@@ -21,7 +21,7 @@ BENCH_ARGS = --device $(DEVICE) $(if $(PHOTOS),--photos $(PHOTOS))
 SNAKEFILES := Snakefile workflow
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install test bench lint format lock schema unlock clean FORCE
+.PHONY: help install test bench lint format lock schema clean FORCE
 
 help: ## list the targets
 	@grep -hE '^[^ :=]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-22s %s\n", $$1, $$2}'
@@ -46,7 +46,7 @@ bench: $(STAMP) ## speed and memory of CRF, mining and energy against pydensecrf
 	  set -- $$how; echo "+ $$1 threads, $$2 busy processes"; \
 	  python -m benchmarks.filtering --threads $$1 --busy $$2 $(BENCH_ARGS) --out results/benchmarks/filtering_$$1_$$2.json; \
 	done
-	@for what in training_step checkpoints memory; do \
+	@for what in training_step memory; do \
 	  echo "+ $$what"; python -m benchmarks.$$what --threads $(CORES) $(BENCH_ARGS) --out results/benchmarks/$$what.json; \
 	done
 	@echo "+ input_pipeline"; python -m benchmarks.input_pipeline --workers $(CORES) $(if $(PHOTOS),--photos $(PHOTOS)) \
@@ -78,9 +78,6 @@ lock: $(STAMP) ## renew the requirements files; LOCK_ARGS=--upgrade for newer ve
 	$(COMPILE) $(RUNTIME_LOCK) --output-file requirements.txt
 	$(COMPILE) $(RUNTIME_LOCK) --group dev --constraint requirements.txt --output-file requirements-dev.txt
 	$(COMPILE) requirements-build.in --output-file requirements-build.txt
-
-unlock: $(STAMP) ## take away the lock that a killed run has left; no other run may work in this folder
-	@snakemake $(if $(CONFIG),--configfile $(CONFIG)) --unlock
 
 clean: ## remove caches and build products; results and .venv stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
