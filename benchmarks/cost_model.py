@@ -32,7 +32,7 @@ def measured_seconds(config: Config, results: Path) -> dict[tuple[str, str, str]
         split = job.wildcards.get("split", "")
         for seed in config.seeds:
             path = _usage(layout, seed, job.stage, job.name, split)
-            if path.is_file():
+            if Usage.is_written(path):
                 seconds = Usage.read(path).seconds
                 found.setdefault((job.stage, job.name, split), []).append(seconds)
     return found

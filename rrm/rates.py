@@ -195,7 +195,6 @@ class _Bench:
         output = self.folder / "out" / f"{job.task}-{job.name.replace('/', '-')}.h5"
         for old in self._written(output):
             old.unlink()
-        output.parent.mkdir(parents=True, exist_ok=True)
         if job.merges:
             return _Measured(*self._timed(job, self._merge_command(job, output, units)), 0)
         photos = units if job.unit == "photo" else _FIRST["photo"]

@@ -54,6 +54,16 @@ class Usage:
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(asdict(self)) + "\n")
 
+    @staticmethod
+    def is_written(path: Path) -> bool:
+        """Whether a job has written the file: `snakemake --touch` leaves an empty one.
+
+        Example:
+            >>> Usage.is_written(Path("missing.json"))
+            False
+        """
+        return path.is_file() and path.stat().st_size > 0
+
     @classmethod
     def read(cls, path: Path) -> Usage:
         """Read a file.
@@ -69,5 +79,6 @@ class Usage:
 
 def _gpu_memory() -> int:
     torch = sys.modules.get("torch")  # a job that has not loaded it used no GPU
-    used = torch is not None and torch.cuda.is_initialized()
-    return int(torch.cuda.max_memory_allocated()) if torch is not None and used else 0
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return int(torch.cuda.max_memory_allocated())

@@ -389,14 +389,14 @@ class Plan:
 
     def log(self, *parts: str, shards_of: str = "") -> Path:
         """Log of a job, or of each shard of it that the stage `shards_of` makes."""
-        return self._told("logs", "log", parts, shards_of)
+        return self._told(self.layout.run / "logs", "log", parts, shards_of)
 
     def usage(self, *parts: str, shards_of: str = "") -> Path:
         """Time and memory that a job took, or each shard of it, written by itself."""
-        return self._told("usage", "json", parts, shards_of)
+        return self._told(self.layout.usage, "json", parts, shards_of)
 
-    def _told(self, folder: str, suffix: str, parts: tuple[str, ...], shards_of: str) -> Path:
-        path = self.layout.run.joinpath(folder, *parts[:-1], f"{parts[-1]}.{suffix}")
+    def _told(self, folder: Path, suffix: str, parts: tuple[str, ...], shards_of: str) -> Path:
+        path = folder.joinpath(*parts[:-1], f"{parts[-1]}.{suffix}")
         if not shards_of or self.shards(shards_of) == 1:
             return path
         return shard_path(self.layout.shards(path) / "{key}", "{part}", "{parts}", f".{suffix}")

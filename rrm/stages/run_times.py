@@ -63,8 +63,7 @@ def last_done(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def _rows(folder: Path, seed: int) -> Iterator[dict[str, Any]]:
-    written = [path for path in sorted(folder.rglob("*.json")) if path.stat().st_size]  # `--touch` leaves empty ones
-    for path in last_done(written):
+    for path in last_done(filter(Usage.is_written, sorted(folder.rglob("*.json")))):
         job, model = job_of(path.relative_to(folder))
         usage = Usage.read(path)
         yield {
