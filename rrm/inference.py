@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rrm.cam import cam_probabilities, multi_scale_cam, normalize_cam, resize
-from rrm.crf import Array, DenseCRF, like, to_tensor
+from rrm.crf import Array, DenseCRF, like
 from rrm.parallel import map_alike
 from rrm.training import autocast
 
@@ -231,7 +231,7 @@ def labels_at(probabilities: Array, size: tuple[int, int]) -> Array:
         >>> labels_at(np.array([[[0.2]], [[0.8]]], np.float32), (1, 2)).tolist()
         [[1, 1]]
     """
-    given = to_tensor(probabilities, "probabilities")
+    given = torch.as_tensor(probabilities)  # a part of a larger array is not copied
     labels = resize(given.reshape(-1, *given.shape[-3:]), size).argmax(1).byte()
     return like(labels.view(*given.shape[:-3], *size), probabilities)
 
