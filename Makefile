@@ -39,7 +39,7 @@ results/%: $(STAMP) FORCE
 install: $(STAMP) ## virtual environment with the locked packages, in .venv
 
 test: $(STAMP) ## all tests
-	@OMP_NUM_THREADS=1 python -m pytest $(PYTEST_ARGS)
+	@python -m pytest $(PYTEST_ARGS)
 
 bench: $(STAMP) ## speed and memory of CRF, mining and energy against pydensecrf; a training step by parts; crops a second; PHOTOS=folder, DEVICE=cuda
 	@for how in '1 0' '$(CORES) 0' '$(CORES) $(CORES)'; do \

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is imported: tests compare bits of what several processes compute, and run side by side themselves.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SHARED = Path(os.environ.get("RRM_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
