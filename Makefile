@@ -21,7 +21,7 @@ BENCH_ARGS = --device $(DEVICE) $(if $(PHOTOS),--photos $(PHOTOS))
 SNAKEFILES := Snakefile workflow
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install test bench lint format lock schema clean FORCE
+.PHONY: help install test bench lint format audit lock schema clean FORCE
 
 help: ## list the targets
 	@grep -hE '^[^ :=]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-22s %s\n", $$1, $$2}'
@@ -30,10 +30,13 @@ help: ## list the targets
 results/table5.csv: ## the comparison table; CONFIG="a.yaml b.yaml" for another experiment than the demo
 # Snakemake cannot report on jobs that still run: it is called again when all are done, and reads their results then.
 results/report.zip: $(STAMP) FORCE ## tables, figures, training curves, run times and configuration, to unzip and read in a browser
+	@rrm check $(or $(CONFIG),config.yaml) > /dev/null
 	@snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG)) $(SNAKEMAKE_ARGS) -- all pages
 	@snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG)) --report $@ -- all pages
 
+# The configuration is read safely first: Snakemake takes one with a certain key for a program (docs/supply_chain.md).
 results/%: $(STAMP) FORCE
+	@rrm check $(or $(CONFIG),config.yaml) > /dev/null
 	@snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG)) $(SNAKEMAKE_ARGS) -- $@
 
 install: $(STAMP) ## virtual environment with the locked packages, in .venv
@@ -64,6 +67,14 @@ format: $(STAMP) ## mend what linters can mend
 	ruff check --fix
 	snakefmt $(SNAKEFILES)
 
+audit: $(STAMP) ## ask the package index for advisories about every locked package
+	@$(BIN)/uv venv --quiet --clear $(VENV)/audit
+	@$(BIN)/uv pip install --quiet --require-hashes --python $(VENV)/audit/bin/python -r requirements-audit.txt
+	@status=0; for lock in requirements-dev.txt requirements-build.txt requirements-audit.txt; do \
+	  echo "+ pip-audit $$lock"; \
+	  $(VENV)/audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off $(AUDIT_ARGS) -r $$lock || status=1; \
+	done; exit $$status
+
 schema: $(STAMP) ## write workflow/schemas/config.schema.json from the models
 	@rrm schema > workflow/schemas/config.schema.json.tmp
 	@mv workflow/schemas/config.schema.json.tmp workflow/schemas/config.schema.json
@@ -78,6 +89,7 @@ lock: $(STAMP) ## renew the requirements files; LOCK_ARGS=--upgrade for newer ve
 	$(COMPILE) $(RUNTIME_LOCK) --output-file requirements.txt
 	$(COMPILE) $(RUNTIME_LOCK) --group dev --constraint requirements.txt --output-file requirements-dev.txt
 	$(COMPILE) requirements-build.in --output-file requirements-build.txt
+	$(COMPILE) requirements-audit.in --output-file requirements-audit.txt
 
 clean: ## remove caches and build products; results and .venv stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

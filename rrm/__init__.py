@@ -48,9 +48,9 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name == "networks":
-        return importlib.import_module("rrm.networks")
+        return importlib.import_module("rrm.networks")  # noqa: TID251 (fixed)
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        return getattr(importlib.import_module(_HOMES[name]), name)  # noqa: TID251 (of the table above)
     raise AttributeError(f"module 'rrm' has no attribute {name!r}")
 
 

@@ -217,7 +217,7 @@ def _run(threads: int | None, stage: str, *call: Any) -> None:
     from rrm.stages.call import Call
 
     prepare_process(threads or int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
-    importlib.import_module(f"rrm.stages.{stage}").run(Call(stage, *call))
+    importlib.import_module(f"rrm.stages.{stage}").run(Call(stage, *call))  # noqa: TID251 (of STAGES)
 
 
 def _print_scores(path: Path) -> None:
