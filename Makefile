@@ -12,6 +12,7 @@ SNAKEMAKE_ARGS ?=
 # Where the benchmarks work, and a folder of JPEG files for them; none: made photos.
 DEVICE ?= cpu
 PHOTOS ?=
+FUZZ_ARGS ?= --inputs 100000
 PYTEST_ARGS ?= -n $(CORES) --dist loadfile
 
 BIN := $(VENV)/bin
@@ -21,7 +22,7 @@ BENCH_ARGS = --device $(DEVICE) $(if $(PHOTOS),--photos $(PHOTOS))
 SNAKEFILES := Snakefile workflow
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install test bench lint format audit lock schema clean FORCE
+.PHONY: help install test fuzz bench lint format audit lock schema clean FORCE
 
 help: ## list the targets
 	@grep -hE '^[^ :=]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-22s %s\n", $$1, $$2}'
@@ -43,6 +44,9 @@ install: $(STAMP) ## virtual environment with the locked packages, in .venv
 
 test: $(STAMP) ## all tests
 	@python -m pytest $(PYTEST_ARGS)
+
+fuzz: $(STAMP) ## 100,000 inputs for every reader, which takes a night; FUZZ_ARGS="--reader mask --inputs 5000 --seed 7"
+	@python -m tests.fuzz $(FUZZ_ARGS)
 
 bench: $(STAMP) ## speed and memory of CRF, mining and energy against pydensecrf; a training step by parts; crops a second; PHOTOS=folder, DEVICE=cuda
 	@for how in '1 0' '$(CORES) 0' '$(CORES) $(CORES)'; do \
@@ -70,7 +74,7 @@ format: $(STAMP) ## mend what linters can mend
 audit: $(STAMP) ## ask the package index for advisories about every locked package
 	@$(BIN)/uv venv --quiet --clear $(VENV)/audit
 	@$(BIN)/uv pip install --quiet --require-hashes --python $(VENV)/audit/bin/python -r requirements-audit.txt
-	@status=0; for lock in requirements-dev.txt requirements-build.txt requirements-audit.txt; do \
+	@status=0; for lock in requirements-dev.txt requirements-build.txt requirements-audit.txt requirements-fuzz.txt; do \
 	  echo "+ pip-audit $$lock"; \
 	  $(VENV)/audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off $(AUDIT_ARGS) -r $$lock || status=1; \
 	done; exit $$status
@@ -88,6 +92,7 @@ RUNTIME_LOCK = pyproject.toml --extra workflow --extra tensorboard --extra expor
 lock: $(STAMP) ## renew the requirements files; LOCK_ARGS=--upgrade for newer versions
 	$(COMPILE) $(RUNTIME_LOCK) --output-file requirements.txt
 	$(COMPILE) $(RUNTIME_LOCK) --group dev --constraint requirements.txt --output-file requirements-dev.txt
+	$(COMPILE) --group fuzz --output-file requirements-fuzz.txt
 	$(COMPILE) requirements-build.in --output-file requirements-build.txt
 	$(COMPILE) requirements-audit.in --output-file requirements-audit.txt
 

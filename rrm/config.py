@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rrm.errors import RRMErrors
+from rrm.limits import CONFIG_BYTES, CONFIG_NODES, Refused, read_text
 from rrm.recipes import METHOD_RECIPES, NETWORK_RECIPES, ONE_STEP_RECIPES, RANDOM_WALK_RECIPE
 
 Positive = Annotated[float, Field(gt=0)]
@@ -81,7 +82,9 @@ class Dataset(Section):
     long_side: int | None = Field(
         None, ge=32, description="photos with a longer side are reduced to it when packed; null: never"
     )
-    max_pixels: int = Field(50_000_000, ge=1, description="larger photos are refused")
+    max_pixels: int = Field(
+        50_000_000, ge=1, description="photos and masks with more are refused by their header, before they are decoded"
+    )
     demo: DemoData = Field(DemoData(), description="parameters of the generator (kind demo)")
 
     @model_validator(mode="after")
@@ -614,11 +617,17 @@ def _faults(error: ValidationError) -> list[str]:
         elif fault["type"] == "missing":
             lines.append(f"{key}: expected a value, got none: add the key")
         else:
-            got = (
-                f", got {json.dumps(fault['input'], default=str)[:80]}" if fault["loc"] else ""
-            )  # no whole configuration
+            got = f", got {_shown(fault['input'])}" if fault["loc"] else ""  # no whole configuration
             lines.append(f"{key}: {fault['msg']}{got}")
     return lines
+
+
+def _shown(value: Any) -> str:
+    """A value as JSON, its beginning; what YAML has and JSON has not (dates as keys, endless numbers) by its type."""
+    try:
+        return json.dumps(value, default=str)[:80]
+    except (TypeError, ValueError):
+        return f"a value of type {type(value).__name__}"
 
 
 def resolve(raw: Mapping[str, Any], source: str = "config") -> Config:
@@ -647,6 +656,27 @@ def resolve(raw: Mapping[str, Any], source: str = "config") -> Config:
         raise RRMErrors(source, _faults(error)) from None
 
 
+def _yaml(text: str) -> Any:
+    """What a text in YAML says: plain values, no Python objects."""
+    loader = yaml.SafeLoader(text)
+    node = loader.get_single_node()
+    if node is None:
+        return None
+    if _values(node, {}) > CONFIG_NODES:
+        raise Refused(f"more than {CONFIG_NODES} values, each alias (*name) counted with what it stands for")
+    return loader.construct_document(node)
+
+
+def _values(node: Any, known: dict[int, int]) -> int:
+    """Number of values in a node, those behind aliases counted each time."""
+    if id(node) not in known:
+        known[id(node)] = CONFIG_NODES + 1  # while it is being counted: an alias in what it stands for
+        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        flat = [each for part in parts for each in (part if isinstance(part, tuple) else (part,))]
+        known[id(node)] = 1 + sum(_values(each, known) for each in flat)
+    return known[id(node)]
+
+
 def load(*paths: str | Path) -> Config:
     """Read one or more YAML files, later ones over earlier ones, and validate the result.
 
@@ -656,8 +686,8 @@ def load(*paths: str | Path) -> Config:
     raw: dict[str, Any] = {}
     for path in paths:
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            content = _yaml(read_text(path, CONFIG_BYTES))
+        except Exception as error:  # PyYAML raises whatever it meets in tagged values and dates
             raise RRMErrors(str(path), [f"expected a readable YAML file, got: {error}"]) from None
         if not isinstance(content, Mapping):
             raise RRMErrors(str(path), [f"expected a mapping of sections, got {type(content).__name__}"])

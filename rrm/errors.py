@@ -4,14 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+_LONGEST = 4000  # characters of a line
+
 
 class RRMError(Exception):
-    """Bad input, configuration or state. The message says what, expected, got and what to do.
+    r"""Bad input, configuration or state. The message says what, expected, got and what to do.
+
+    Messages name what files hold: characters that would change a terminal are written as escapes, and what is too long
+    is cut.
 
     Example:
         >>> str(RRMError("crop: expected a multiple of 8, got 13: choose 8 or 16"))
         'crop: expected a multiple of 8, got 13: choose 8 or 16'
+        >>> print(RRMError("a\x1b[2J.jpg: expected a photo"))
+        a\x1b[2J.jpg: expected a photo
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("\n".join(map(_printable, message.split("\n"))))
+
+
+def _printable(line: str) -> str:
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+    return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 _SHOWN = 20  # faults that a message shows: one cause often has thousands of them

@@ -7,7 +7,6 @@ as its EXIF orientation says, for people look at upright photos and expect masks
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,8 +36,6 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What EXIF's orientations ask for. Pillow's own function writes EXIF anew, which fails on odd tags of cameras."""
-# What Pillow raises on damaged EXIF and pixels.
-_BROKEN = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error)
 
 
 def read_photo(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Photo:
@@ -71,24 +68,26 @@ def read_photo(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Photo:
         return _checked(image, max_pixels)
     if isinstance(image, Image.Image):
         _check_size("image", image.height, image.width, max_pixels)
-        with _decoding("image"):
+        with _decoding():
             return _as_rgb(image, "image")
     if not isinstance(image, (str, os.PathLike)):
         raise RRMError(
             f"image: expected a path, a Pillow image or an array, got {type(image).__name__}: convert it to one of them"
         )
     path = Path(image)
-    with _decoding(str(path)), opened_image(path, FORMATS, max_pixels) as opened:
+    with opened_image(path, FORMATS, max_pixels) as opened:
         return _as_rgb(opened, str(path))
 
 
 @contextmanager
-def _decoding(name: str) -> Iterator[None]:
+def _decoding() -> Iterator[None]:
     try:
         yield
-    except _BROKEN as error:
+    except RRMError:
+        raise
+    except Exception as error:  # of a lazily opened file: whatever Pillow's readers of formats happen to meet
         kind = f"{type(error).__name__} ({' '.join(str(error).split())[:120]})"
-        raise RRMError(f"{name}: expected a photo that can be decoded, got {kind}: save it again") from error
+        raise RRMError(f"image: expected a photo that can be decoded, got {kind}: save it again") from error
 
 
 def _checked(array: Photo, max_pixels: int) -> Photo:
@@ -119,7 +118,7 @@ def _upright(image: Image.Image) -> Image.Image:
     """The image turned by its EXIF orientation; as it is stored where EXIF is damaged, as viewers show it."""
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except _BROKEN:
+    except Exception:  # Pillow raises whatever it meets on odd tags
         return image
     return image if turn is None else image.transpose(turn)
 

@@ -25,9 +25,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from rrm.config import Config
 from rrm.cost import Job, network_of, num_classes, photo_size, tflop_per_unit
 from rrm.errors import RRMError
+from rrm.limits import TEXT_BYTES, read_file
 from rrm.pipeline import Layout, network_section, stage_options
 from rrm.shards import KINDS, own_share, shard_path
 from rrm.store import Store, StoreWriter
@@ -86,9 +89,8 @@ class Rates:
             RRMError: it cannot be read, or holds something else.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            return cls(content["machine"], {key: Rate(**entry) for key, entry in content["entries"].items()})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return TypeAdapter(cls).validate_json(read_file(path, TEXT_BYTES))
+        except (OSError, ValueError) as error:
             raise RRMError(
                 f"{path}: expected rates written by `rrm plan --measure --rates FILE`, got {_short(error)}: "
                 "measure them on the machine in question"

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rrm.datasets.published import TAR_DAMAGE, is_plain, leaves_folder
+from rrm.datasets.published import TAR_DAMAGE, Member, is_plain, leaves_folder
 from rrm.datasets.voc import raise_faults, voc_palette
 from rrm.errors import RRMError
 
@@ -157,7 +157,7 @@ def _members(unpacked: IO[bytes], faults: list[str]) -> Iterator[tuple[tarfile.T
     damage = "tar: expected a readable archive, got {}: make it again"
     last = -1
     try:
-        with tarfile.open(fileobj=unpacked, mode="r:") as archive:
+        with tarfile.open(fileobj=unpacked, mode="r:", tarinfo=Member) as archive:
             for member in archive:
                 if member.offset <= last or member.size < 0:
                     faults.append(damage.format("a member that points backwards"))

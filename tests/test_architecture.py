@@ -10,6 +10,7 @@ import rrm
 PACKAGE = Path(rrm.__file__).parent
 ORDER = [
     "errors",
+    "limits",
     "labels",
     "recipes",
     "config",

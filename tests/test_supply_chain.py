@@ -53,7 +53,7 @@ def _requirements(lock: Path) -> list[list[str]]:
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
 def test_every_package_is_pinned_with_its_hashes(lock: Path) -> None:
     requirements = _requirements(lock)
-    assert len(requirements) > 2
+    assert requirements
     for name, *hashes in requirements:
         assert PINNED.fullmatch(name), name
         assert hashes and all(HASH.fullmatch(each) for each in hashes), name

@@ -38,6 +38,7 @@ from rrm.labels import IGNORE
 from rrm.progress import tracked
 from rrm.provenance import file_digest
 
+_LONGEST_OUTLINE = 200  # times width and height of the photo; pycocotools keeps all pixels of an outline in memory
 CLASSES_FILE, LABELS_FILE = "classes.txt", "labels.csv"
 _LIST = re.compile(r"(?:instances_)?([A-Za-z][A-Za-z_-]*?)_?\d*")
 
@@ -154,10 +155,10 @@ def semantic_mask(objects: Sequence[tuple[int, bool, Any]], size: tuple[int, int
     regions = []
     for label, crowd, region in objects:
         coded = rle.frPyObjects(region, *size)
-        covered = rle.decode(rle.merge(coded) if isinstance(coded, list) else coded).astype(bool)
-        regions.append((not crowd, -int(covered.sum()), label, covered))
-    for single, _, label, covered in sorted(regions, key=lambda each: each[:2]):
-        mask[covered] = label if single else IGNORE
+        coded = rle.merge(coded) if isinstance(coded, list) else coded
+        regions.append((not crowd, -int(rle.area(coded)), label, coded))
+    for single, _, label, coded in sorted(regions, key=lambda each: each[:2]):
+        mask[rle.decode(coded).astype(bool)] = label if single else IGNORE
     return mask
 
 
@@ -232,7 +233,7 @@ def _read_split(path: Path, images: Path) -> _Split:
 
 def _schema_faults(path: Path, error: ValidationError) -> list[str]:
     return [
-        f"{path}: {'.'.join(map(str, each['loc'])) or 'file'}: {each['msg']}, got "
+        f"{path}: {'.'.join(map(str, each['loc'])) or 'file'}: {each['msg']} (expected COCO's format), got "
         f"{json.dumps(each['input'], default=str)[:60]}: correct it"
         for each in error.errors(include_url=False)
     ]
@@ -287,6 +288,10 @@ def _region_fault(region: Any, photo: _Photo) -> str | None:
         far |= any(not -height <= y <= 2 * height for y in polygon[1::2])
         if far or len(polygon) % 2:
             return f"expected pairs of coordinates near the image of {width} x {height}, got {str(polygon)[:60]}"
+    edges = (zip(polygon[axis::2], polygon[axis + 2 :: 2], strict=False) for polygon in region for axis in (0, 1))
+    outline = sum(abs(first - second) for edge in edges for first, second in edge)
+    if outline > _LONGEST_OUTLINE * (width + height):
+        return f"expected an outline of at most {_LONGEST_OUTLINE} times width and height, got {outline:.0f} pixels"
     return None
 
 

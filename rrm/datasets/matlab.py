@@ -10,15 +10,17 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rrm.errors import RRMError
+from rrm.limits import MEMBER_BYTES
 
 _HEADER = 128  # bytes; the last two say the byte order
-_LARGEST = 64 << 20  # bytes that one compressed element may take
+_VARIABLES, _PARTS = 16, 1000  # most variables of a file that are looked at, most parts of a struct; SBD has one and 8
 _COMPRESSED, _MATRIX, _STRUCT = 15, 14, 2
 _NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 _CLASSES = range(6, 16)  # arrays of numbers
@@ -47,10 +49,10 @@ def read_field(data: bytes, variable: str, field: str) -> NDArray[Any]:
     """
     try:
         order = {b"IM": "<", b"MI": ">"}[data[_HEADER - 2 : _HEADER]]
-        for kind, content in _elements(data[_HEADER:], order):
+        for kind, content in islice(_elements(memoryview(data)[_HEADER:], order), _VARIABLES):
             if kind == _COMPRESSED:
                 ((kind, content),) = _elements(_decompressed(content), order)  # noqa: PLW2901
-            parts = list(_elements(content, order)) if kind == _MATRIX else []
+            parts = list(islice(_elements(content, order), _PARTS)) if kind == _MATRIX else []
             if len(parts) > 2 and parts[2][1] == variable.encode():
                 return _numbers(_field(parts, field, order), order)
         raise ValueError(f"no variable {variable}")
@@ -59,8 +61,8 @@ def read_field(data: bytes, variable: str, field: str) -> NDArray[Any]:
         raise RRMError(f"expected a MATLAB 5 file with {variable}.{field}, got {got}") from None
 
 
-def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
-    """Type and content of each element in a row of them."""
+def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
+    """Type and content of each element in a row of them; nothing is copied."""
     place = 0
     while place < len(data):
         (kind,) = struct.unpack_from(f"{order}I", data, place)
@@ -75,28 +77,29 @@ def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
         place += step
 
 
-def _decompressed(data: bytes) -> bytes:
+def _decompressed(data: memoryview) -> memoryview:
     """The bytes of a compressed element, checksum verified."""
     unpacker = zlib.decompressobj()
-    content = unpacker.decompress(data, _LARGEST)
+    content = unpacker.decompress(data, MEMBER_BYTES)
     if not unpacker.eof:
         raise ValueError("a compressed element that is cut or too large")
-    return content
+    return memoryview(content)
 
 
-def _field(parts: list[tuple[int, bytes]], field: str, order: str) -> bytes:
+def _field(parts: list[tuple[int, memoryview]], field: str, order: str) -> memoryview:
     """The matrix in a field of a struct, whose parts are flags, size, name, length of names, names and matrices."""
     if parts[0][1][0 if order == "<" else 3] != _STRUCT:
         raise ValueError("no struct")
     (length,) = struct.unpack(f"{order}i", parts[3][1])
-    names = parts[4][1]
-    fields = [names[start : start + length].split(b"\0")[0] for start in range(0, len(names), length)]
-    if len(fields) != len(parts) - 5:
-        raise ValueError(f"{len(fields)} fields and {len(parts) - 5} values")
+    names = bytes(parts[4][1])
+    starts = range(0, len(names), length)
+    if len(starts) != len(parts) - 5:
+        raise ValueError(f"{len(starts)} fields and {len(parts) - 5} values")
+    fields = [names[start : start + length].split(b"\0")[0] for start in starts]
     return parts[5 + fields.index(field.encode())][1]
 
 
-def _numbers(matrix: bytes, order: str) -> NDArray[Any]:
+def _numbers(matrix: memoryview, order: str) -> NDArray[Any]:
     (_, flags), (_, size), _, (kind, content) = _elements(matrix, order)
     shape = np.frombuffer(size, f"{order}i4").tolist()
     numbers = np.frombuffer(content, f"{order}{_NUMBERS[kind]}")

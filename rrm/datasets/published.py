@@ -15,14 +15,38 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from rrm.datasets.voc import raise_faults
 from rrm.errors import RRMError
+from rrm.limits import HEADER_BYTES, MEMBER_BYTES, MEMBERS, read_file
 
 # What tarfile raises on damaged or hostile bytes, depending on where these are.
 TAR_DAMAGE = (tarfile.TarError, OSError, SyntaxError, ValueError, EOFError, OverflowError, RecursionError, MemoryError,
               KeyError, IndexError, TypeError, struct.error, zlib.error)  # fmt: skip
-_LARGEST = 64 << 20  # bytes of one file: no photo, annotation or mask comes near
+_HEADERS = {
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+}
+
+
+class Member(tarfile.TarInfo):
+    """A member of an archive whose names and facts fit into memory: tarfile reads these at once, however large."""
+
+    @classmethod
+    def frombuf(cls, *arguments: Any) -> Member:
+        """A header, as tarfile reads it.
+
+        Raises:
+            tarfile.ReadError: it announces more than `HEADER_BYTES` of names and facts.
+        """
+        member: Member = super().frombuf(*arguments)
+        if member.type in _HEADERS and not 0 <= member.size <= HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {member.size} bytes, more than {HEADER_BYTES}")
+        return member
 
 
 def is_plain(member: tarfile.TarInfo) -> bool:
@@ -92,7 +116,13 @@ class Folder:
         """Names and contents of those of the files that there are."""
         for name in names:
             if name in self:
-                yield name, (self.root / name).read_bytes()
+                try:
+                    yield name, read_file(self.root / name, MEMBER_BYTES)
+                except ValueError as error:
+                    got = f"got {error}: give the extracted data set's folder"
+                    raise RRMError(
+                        f"{self.root / name}: expected a file of at most {MEMBER_BYTES} bytes, {got}"
+                    ) from None
 
     def place(self, targets: Mapping[str, Path]) -> Iterator[str]:
         """Link or copy files to the paths given by name; yields each name when it is done."""
@@ -179,7 +209,7 @@ def open_published(path: Path, prefixes: Sequence[str], marker: str) -> Folder |
 @contextmanager
 def _opened(path: Path) -> Iterator[tarfile.TarFile]:
     try:
-        with tarfile.open(path) as archive:
+        with tarfile.open(path, tarinfo=Member) as archive:
             yield archive
     except TAR_DAMAGE as error:
         got = f"{type(error).__name__} ({' '.join(str(error).split())[:120]})"
@@ -191,7 +221,9 @@ def _checked_members(path: Path) -> dict[str, tarfile.TarInfo]:
     members: dict[str, tarfile.TarInfo] = {}
     faults = []
     with _opened(path) as archive:
-        for member in archive:
+        for number, member in enumerate(archive):
+            if number >= MEMBERS:
+                raise RRMError(f"{path}: expected at most {MEMBERS} members, got more: {_AGAIN}")
             name = member.name.removeprefix("./")
             if fault := _escape(path, member):
                 faults.append(f"{path}: member {member.name!r}: {fault}")
@@ -209,8 +241,8 @@ def _escape(path: Path, member: tarfile.TarInfo) -> str | None:
     """What is wrong with a member's place, kind or size; tarfile's own filter is asked too, where there is one."""
     if leaves_folder(member.name):
         return f"expected a path inside the archive, got one that leaves it: {_AGAIN}"
-    if member.size > _LARGEST or member.size < 0:
-        return f"expected at most {_LARGEST} bytes, got {member.size}: {_AGAIN}"
+    if member.size > MEMBER_BYTES or member.size < 0:
+        return f"expected at most {MEMBER_BYTES} bytes, got {member.size}: {_AGAIN}"
     try:
         if hasattr(tarfile, "data_filter"):  # from Python 3.11.4
             tarfile.data_filter(member, f"{path}/members")  # below a file there is nothing that could be followed

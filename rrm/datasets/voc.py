@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,12 +32,13 @@ from xml.etree.ElementTree import ParseError
 
 import numpy as np
 from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import parse as parse_xml
+from defusedxml.ElementTree import fromstring as parse_xml
 from numpy.typing import NDArray
 from PIL import Image
 
 from rrm.errors import RRMError, RRMErrors
 from rrm.labels import IGNORE
+from rrm.limits import ANNOTATION_BYTES, ID_BYTES, SCANS, TEXT_BYTES, Refused, read_file, read_text, require_regular
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car",
@@ -83,8 +86,8 @@ def read_classes(path: Path) -> tuple[str, ...]:
         ('cat', 'traffic light')
     """
     try:
-        names = tuple(filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())))
-    except (OSError, UnicodeDecodeError) as error:
+        names = tuple(filter(None, map(str.strip, read_text(path, TEXT_BYTES).splitlines())))
+    except (OSError, ValueError) as error:
         raise RRMError(f"{path}: expected class names, one a line, got {_short(error)}: write the file") from error
     if not names:
         raise RRMError(f"{path}: expected class names, one a line, got an empty file: fill it")
@@ -198,8 +201,8 @@ class VocLayout:
         """The different ids of a list that stay in the data set's folder; the others go to `faults`."""
         path = self.list_path(split)
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = read_text(path, TEXT_BYTES).splitlines()
+        except (OSError, ValueError) as error:
             raise RRMError(
                 f"{path}: expected a list of image ids, got {_short(error)}: write it, one id a line"
             ) from error
@@ -237,8 +240,13 @@ class VocLayout:
     def _inside(self, folder: str, name: str) -> Path:
         """A path below `root`, whatever its parts or symbolic links say."""
         path = self.root / folder / name
-        odd = "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts
-        if odd or not path.resolve().is_relative_to(self.root.resolve()):
+        parts = Path(name).parts
+        odd = "\0" in name or Path(name).is_absolute() or ".." in parts
+        if any(len(os.fsencode(part)) > ID_BYTES for part in parts):
+            raise RRMError(
+                f"{self.root}: {folder}/{name!r}: expected at most {ID_BYTES} bytes, got more: rename the image"
+            )
+        if odd or not _resolved(path).is_relative_to(self.root.resolve()):
             raise RRMError(
                 f"{self.root}: {folder}/{name!r}: expected a path inside the data set's folder, "
                 "got one that leaves it: rename the image, or copy the file instead of linking it"
@@ -377,9 +385,9 @@ class VocLayout:
         """Rows of the CSV file: image id to its text of labels."""
         path = self._table_path
         try:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            file = io.StringIO(read_text(path, TEXT_BYTES), newline="")
+            rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
+        except (OSError, ValueError, csv.Error) as error:
             raise RRMError(f"{path}: expected a CSV file `image,labels`, got {_short(error)}: correct it") from error
         if not rows or rows[0] != ["image", "labels"]:
             raise RRMError(
@@ -463,23 +471,50 @@ def opened_image(path: Path, formats: tuple[str, ...], max_pixels: int) -> Itera
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            require_regular(path)
             with Image.open(path, formats=formats) as image:
                 if image.width * image.height > max_pixels:
                     raise Image.DecompressionBombError(f"{image.width} x {image.height}")
+                _refuse_slow(image, path)
                 yield image
     except Image.DecompressionBombError as error:
         text = f"{path}: expected at most {max_pixels} pixels, got {_short(error)}: make it smaller or raise max_pixels"
         raise RRMError(text) from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except RRMError:
+        raise
+    except Exception as error:  # Pillow's readers of formats raise what they happen to meet
         kinds = " or ".join(formats)
         raise RRMError(f"{path}: expected a readable {kinds} file, got {_short(error)}: replace the file") from error
+
+
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+
+
+def _refuse_slow(image: Image.Image, path: Path) -> None:
+    """Refuse a JPEG of a few bytes that takes minutes: each of its scans goes over the whole photo."""
+    if image.format not in {"JPEG", "MPO"}:
+        return
+    data, place, scans = path.read_bytes(), 2, 0
+    while (found := _MARKER.search(data, place)) and data[found.end() - 1] != 0xD9:
+        scans += data[found.end() - 1] == 0xDA
+        place = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    if scans > SCANS:
+        raise Refused(f"{scans} scans, more than {SCANS}")
+
+
+def _resolved(path: Path) -> Path:
+    """Where a path leads; nowhere for links in a circle."""
+    try:
+        return path.resolve()
+    except RuntimeError:
+        return Path("/")
 
 
 def _xml_names(path: Path) -> list[str]:
     """Names of the annotated objects (not of their parts), those marked difficult included."""
     try:
-        root = parse_xml(path).getroot()
-    except (OSError, ParseError, DefusedXmlException, ValueError) as error:
+        root = parse_xml(read_file(path, ANNOTATION_BYTES))
+    except (OSError, ParseError, DefusedXmlException, ValueError, LookupError) as error:
         raise RRMError(f"{path}: expected a VOC annotation in XML, got {_short(error)}: correct the file") from error
     return [(item.findtext("name") or "").strip() for item in root.iterfind("object")]
 
@@ -487,6 +522,8 @@ def _xml_names(path: Path) -> list[str]:
 def _short(error: BaseException) -> str:
     if isinstance(error, FileNotFoundError):
         return "no file"
+    if isinstance(error, Refused):
+        return str(error)
     return f"{type(error).__name__} ({' '.join(str(error).split())[:120]})"
 
 

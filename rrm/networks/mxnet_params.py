@@ -41,7 +41,9 @@ class _Reader:
         self.position = 0
 
     def fail(self, what: str) -> RRMError:
-        return RRMError(f"{self.path}: not a readable MXNet .params file: {what} (at byte {self.position})")
+        return RRMError(
+            f"{self.path}: expected a readable MXNet .params file, got another: {what} (at byte {self.position})"
+        )
 
     def take(self, size: int) -> np.ndarray:
         left = len(self.data) - self.position
@@ -121,7 +123,10 @@ def _read_array(reader: _Reader) -> np.ndarray:
         raise reader.fail(f"expected element type 0 (float32), 1 (float64) or 2 (float16), got {flag}")
     dtype = _DTYPES[flag]
     content = reader.take(math.prod(shape) * dtype.itemsize)
-    return content.copy().view(dtype).reshape(shape)
+    try:
+        return content.copy().view(dtype).reshape(shape)
+    except ValueError:  # sides too large for NumPy, one of them 0
+        raise reader.fail(f"expected the sides of an array, got {shape}") from None
 
 
 def _read_shape(reader: _Reader) -> list[int]:

@@ -1,0 +1,82 @@
+"""Limits on what a file may ask for, in one place; that of pixels is `dataset.max_pixels` of a configuration.
+
+None comes near what real data sets have. `docs/hostile_input.md` says what each of them guards.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+CONFIG_BYTES = 1 << 20
+CONFIG_NODES = 100_000
+"""Values in a configuration file, each alias (`*name`) counted with all that it stands for."""
+ANNOTATION_BYTES = 1 << 20
+TEXT_BYTES = 256 << 20
+"""Of a list of photos, a table of labels, a list of classes, a file of rates."""
+MEMBER_BYTES = 64 << 20
+"""Of one file of a published data set, packed or not."""
+MEMBERS = 250_000
+"""Of an archive."""
+HEADER_BYTES = 1 << 20
+"""Of the name of a member of an archive and what else is said of it."""
+SCANS = 64
+"""Passes over a JPEG; progressive ones have about ten, each takes as long as a whole photo may."""
+ID_BYTES = 200
+"""Of an image id: file systems allow 255 for a name with its suffix."""
+
+
+class Refused(ValueError):
+    """A file that is not read, and why."""
+
+
+def read_file(path: str | os.PathLike[str], largest: int) -> bytes:
+    """The content of a regular file that is not too large.
+
+    Args:
+        path: the file; a pipe or a device would never end.
+        largest: most bytes.
+
+    Raises:
+        Refused: a larger file, or none that is regular.
+        OSError: no file, or no right to read it.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "list.txt"
+        >>> _ = path.write_text("abc")
+        >>> read_file(path, 3)
+        b'abc'
+        >>> read_file(path, 2)
+        Traceback (most recent call last):
+        ...
+        rrm.limits.Refused: more than 2 bytes
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise Refused("a folder, pipe or device")
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise Refused(f"more than {largest} bytes")
+    return content
+
+
+def read_text(path: str | os.PathLike[str], largest: int) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark; `read_file`.
+
+    Raises:
+        UnicodeDecodeError: another encoding.
+    """
+    return read_file(path, largest).decode("utf-8-sig")
+
+
+def require_regular(path: Path) -> None:
+    """Refuse what is no regular file.
+
+    Raises:
+        Refused: a folder, pipe or device.
+        OSError: no file.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise Refused("a folder, pipe or device")

@@ -1,0 +1,1 @@
+"""Fuzzing of all that reads files: seeds made in code, mutations that know formats, limits on time and memory."""
