@@ -22,7 +22,7 @@ BENCH_ARGS = --device $(DEVICE) $(if $(PHOTOS),--photos $(PHOTOS))
 SNAKEFILES := Snakefile workflow
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install test fuzz bench lint format audit lock schema clean FORCE
+.PHONY: help install test fuzz bench lint docs format audit lock schema clean FORCE
 
 help: ## list the targets
 	@grep -hE '^[^ :=]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-22s %s\n", $$1, $$2}'
@@ -66,6 +66,9 @@ lint: $(STAMP) ## all linters, nothing is changed
 	  echo "+ $$check"; $$check || status=1; \
 	done; exit $$status
 
+docs: $(STAMP) ## the documentation as a site, in site/; any warning is a fault
+	@NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+
 format: $(STAMP) ## mend what linters can mend
 	ruff format
 	ruff check --fix
@@ -79,9 +82,11 @@ audit: $(STAMP) ## ask the package index for advisories about every locked packa
 	  $(VENV)/audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off $(AUDIT_ARGS) -r $$lock || status=1; \
 	done; exit $$status
 
-schema: $(STAMP) ## write workflow/schemas/config.schema.json from the models
+schema: $(STAMP) ## write workflow/schemas/config.schema.json and docs/configuration.md from the models
 	@rrm schema > workflow/schemas/config.schema.json.tmp
 	@mv workflow/schemas/config.schema.json.tmp workflow/schemas/config.schema.json
+	@rrm schema --markdown > docs/configuration.md.tmp
+	@mv docs/configuration.md.tmp docs/configuration.md
 
 # The lock is for CPython 3.11 or newer on Linux; every package is pinned with its hashes.
 # With LOCK_ARGS empty, versions stay as they are in the files.
@@ -97,7 +102,7 @@ lock: $(STAMP) ## renew the requirements files; LOCK_ARGS=--upgrade for newer ve
 	$(COMPILE) requirements-audit.in --output-file requirements-audit.txt
 
 clean: ## remove caches and build products; results and .venv stay
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -not -path './.venv/*' -not -path './.git/*' -prune -exec rm -rf {} +
 
 # The stamp holds the digest of the lock files it was made from, so that a git checkout alone installs nothing.

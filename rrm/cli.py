@@ -1,5 +1,4 @@
-"""Command line: `rrm <stage>` runs one stage, `rrm merge` joins its shards; `rrm segment`, `rrm data`, `rrm schema`,
-`rrm check`, `rrm scores`, `rrm plan`, `rrm export` and `rrm check-submission` serve people.
+"""Command line: `rrm <stage>` runs one stage, `rrm merge` joins its shards; the other commands serve people.
 
 The workflow's rules call stages with `--options`; by hand, `--config` takes the same options from a config file.
 """
@@ -20,6 +19,9 @@ from typing import Any
 from rrm.config import Config, Runtime, json_schema, load
 from rrm.errors import RRMError
 from rrm.pipeline import STAGES, stage_options
+
+SHELLS = ("bash", "zsh", "fish", "tcsh")
+"""Shells that `rrm completion` writes for."""
 
 
 def _pair(text: str) -> tuple[str, Path]:
@@ -99,6 +101,11 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument("--threads", type=int, default=1, help="threads of each job that is measured")
     plan.add_argument("--parallel", type=int, default=1, help="jobs that run at a time, for the total time")
     plan.add_argument("--out", type=Path, help="the table as a CSV file")
+    _add_json(plan)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON for a script")
 
 
 def _add_usage(parser: argparse.ArgumentParser) -> None:
@@ -165,21 +172,47 @@ def _add_segment(commands: Any) -> None:
     segment.add_argument("--network", type=_json, help="with --classes: options of the network as JSON")
 
 
+def _add_doctor(commands: Any) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="look at versions, GPU, the CRF's build, memory, disk and paths, and say what to mend",
+        description="Look at the installation and the machine. The exit code is 1 where something is broken.",
+    )
+    doctor.add_argument(
+        "--config", type=Path, nargs="+", default=[], help="look at what these config file(s) name, too"
+    )
+    _add_json(doctor)
+
+
+def _add_completion(commands: Any) -> None:
+    completion = commands.add_parser(
+        "completion",
+        help="print the completion of this command for a shell",
+        description="Print the completion for a shell, such as: rrm completion bash > "
+        "~/.local/share/bash-completion/completions/rrm",
+    )
+    completion.add_argument("shell", choices=SHELLS, help="which shell")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
-        prog="rrm", description="Weakly supervised semantic segmentation with reliable region mining."
+        prog="rrm",
+        description="Weakly supervised semantic segmentation with reliable region mining.",
+        epilog="Exit codes: 0 done; 1 bad input or something broken, said on standard error; 2 wrong usage; 130"
+        " interrupted; 143 stopped by SIGTERM, a training's state is saved.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in STAGES:
         _add_stage(commands, name)
     _add_data(commands)
     schema = commands.add_parser("schema", help="print the JSON schema of the configuration")
-    schema.set_defaults(stage=None)
+    schema.add_argument("--markdown", action="store_true", help="all keys as a page of Markdown")
     check = commands.add_parser("check", help="check config file(s) and print the resolved configuration as JSON")
     check.add_argument("config", type=Path, nargs="+", help="config file(s), later ones over earlier ones")
     scores = commands.add_parser("scores", help="per-class IoU of a store of confusion matrices")
     scores.add_argument("confusion", type=Path, help="a confusion_<split>.h5")
+    _add_json(scores)
     _add_merge(commands)
     _add_plan(commands)
     submission = commands.add_parser("check-submission", help="check an archive for the VOC evaluation server")
@@ -187,6 +220,8 @@ def build_parser() -> argparse.ArgumentParser:
     submission.add_argument("--photos", type=Path, required=True, help="the photos.h5 that holds its photos' list")
     _add_export(commands)
     _add_segment(commands)
+    _add_doctor(commands)
+    _add_completion(commands)
     return parser
 
 
@@ -220,16 +255,23 @@ def _run(threads: int | None, stage: str, *call: Any) -> None:
     importlib.import_module(f"rrm.stages.{stage}").run(Call(stage, *call))  # noqa: TID251 (of STAGES)
 
 
-def _print_scores(path: Path) -> None:
+def _schema(arguments: argparse.Namespace) -> None:
+    from rrm.key_page import key_page
+
+    print(key_page() if arguments.markdown else json.dumps(json_schema(), indent=2, sort_keys=True))
+
+
+def _print_scores(arguments: argparse.Namespace) -> None:
     from rrm.store import Store
     from rrm.tables import per_class_table
 
-    print(per_class_table(Store(path, "confusion")).to_string())
+    table = per_class_table(Store(arguments.confusion, "confusion"))
+    print(table.to_json() if arguments.json else table.to_string())
 
 
 def _plan(arguments: argparse.Namespace) -> None:
     from rrm.cost import planned_jobs
-    from rrm.plan import plan_table, plan_text
+    from rrm.plan import plan_json, plan_table, plan_text
     from rrm.rates import Rates, measure_rates
     from rrm.store import atomic_path
     from rrm.tables import write_table
@@ -248,7 +290,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     table = plan_table(config, rates)
     if arguments.out:
         write_table(arguments.out, table)
-    print(plan_text(table, rates, arguments.parallel))
+    print((plan_json if arguments.json else plan_text)(table, rates, arguments.parallel))
 
 
 def _merge(arguments: argparse.Namespace) -> None:
@@ -325,15 +367,50 @@ def _segment(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {made} photos segmented, {before} were there already")
 
 
+def _doctor(arguments: argparse.Namespace) -> None:
+    from rrm.doctor import as_json, examine
+
+    findings = []
+    for finding in examine(arguments.config):
+        findings.append(finding)
+        if not arguments.json:
+            print(finding, flush=True)
+    if arguments.json:
+        print(as_json(findings))
+    broken = [finding.name for finding in findings if finding.status == "broken"]
+    if broken:
+        raise RRMError(f"{len(broken)} of {len(findings)} broken: {', '.join(broken)}: the arrows say what to do")
+
+
+def _complete(arguments: argparse.Namespace) -> None:
+    import shtab
+
+    parser = build_parser()
+    _complete_paths(parser, shtab.FILE)
+    print(shtab.complete(parser, arguments.shell))
+
+
+def _complete_paths(parser: argparse.ArgumentParser, files: Any) -> None:
+    """Mark all arguments that are paths, of all commands, for completion."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                _complete_paths(each, files)
+        elif action.type is Path or action.dest == "inputs":
+            action.complete = files  # type: ignore[attr-defined]
+
+
 _SERVICES: Mapping[str, Callable[[argparse.Namespace], None]] = {
-    "schema": lambda _: print(json.dumps(json_schema(), indent=2, sort_keys=True)),
+    "schema": _schema,
     "check": lambda arguments: print(json.dumps(load(*arguments.config).model_dump(mode="json"), indent=2)),
     "data": _assemble,
+    "completion": _complete,
+    "doctor": _doctor,
     "check-submission": lambda arguments: _check_submission(arguments.archive, arguments.photos),
     "export": _export,
     "merge": _merge,
     "plan": _plan,
-    "scores": lambda arguments: _print_scores(arguments.confusion),
+    "scores": _print_scores,
     "segment": _segment,
 }
 """The commands that are no stages."""

@@ -11,7 +11,7 @@ import copy
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -33,6 +33,9 @@ class Section(BaseModel):
     """Base of every section: unknown keys are refused, values are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class DemoData(Section):
@@ -520,7 +523,7 @@ class Config(Section):
         processes = self.runtime.processes
         wrong = [
             f"{name}.batch_size {loop.batch_size} (accumulate {loop.accumulate})"
-            for name, loop in _loops(self)
+            for name, loop in sections_of(Training, self)
             if processes > 1 and loop.batch_size % (processes * loop.accumulate)
         ]
         if wrong:
@@ -541,13 +544,18 @@ class Config(Section):
         return self
 
 
-def _loops(section: Any, name: str = "") -> Iterator[tuple[str, Training]]:
-    """All training loops of a section, by the names of their keys."""
-    if isinstance(section, Training):
+def sections_of(kind: type[AnySection], section: Any, name: str = "") -> Iterator[tuple[str, AnySection]]:
+    """All sections of a kind within a section, such as training loops, by the names of their keys.
+
+    Example:
+        >>> [name for name, _ in sections_of(CRF, Evaluation())]
+        ['crf']
+    """
+    if isinstance(section, kind):
         yield name, section
     entries = section if isinstance(section, Mapping) else dict(section) if isinstance(section, Section) else {}
     for key, value in entries.items():
-        yield from _loops(value, f"{name}.{key}" if name else key)
+        yield from sections_of(kind, value, f"{name}.{key}" if name else key)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -707,19 +715,25 @@ def departures(section: OneStep | StepTwo | Method) -> list[str]:
     recipes = {OneStep: ONE_STEP_RECIPES, StepTwo: NETWORK_RECIPES}.get(type(section), METHOD_RECIPES)
     recipe = getattr(section, key)
     base = type(section).model_validate(merge(recipes[recipe], {key: recipe}))
-    ours, theirs = _flat(section.model_dump(mode="json")), _flat(base.model_dump(mode="json"))
+    ours, theirs = flat(section.model_dump(mode="json")), flat(base.model_dump(mode="json"))
     skip = ("label", "network.weights", "network.start")
     return [f"{k}={v}" for k, v in ours.items() if theirs.get(k, "(unset)") != v and k not in skip]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a mapping of mappings by their keys, with dots between.
+
+    Example:
+        >>> flat({"train": {"steps": 3}, "scales": [1]})
+        {'train.steps': 3, 'scales': [1]}
+    """
+    found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def json_schema() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -97,15 +98,46 @@ def plan_text(table: pd.DataFrame, rates: Rates | None, parallel: int = 1) -> st
     shown = table.copy()
     shown["of"] = [text if len(text) <= 34 else f"{text[:20]}… ({text.count(' ') + 1})" for text in shown["of"]]
     lines = [shown.to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.3g}")]
-    petaflop = (table["units"] * table["tflop_per_unit"]).sum() / 1000
-    lines.append(f"{int(table['jobs'].sum())} jobs, {petaflop:.3g} PFLOP in networks")
+    total = plan_totals(table, rates, parallel)
+    lines.append(f"{total['jobs']} jobs, {total['pflop']:.3g} PFLOP in networks")
     if rates is None:
         return "\n".join([*lines, "times, memory and disk: measure them with --measure, or give --rates of a machine"])
     machine = ", ".join(f"{name} {value}" for name, value in rates.machine.items())
-    hours, disk, unknown = table["hours"].sum(), table["disk_gib"].sum(), int(table["hours"].isna().sum())
-    lines.append(f"{hours / parallel:.3g} hours with {parallel} job(s) at a time, {disk:.3g} GiB on disk ({machine})")
-    if unknown:
+    lines.append(
+        f"{total['hours']:.3g} hours with {parallel} job(s) at a time, {total['disk_gib']:.3g} GiB on disk ({machine})"
+    )
+    if total["kinds_without_rate"]:
         lines.append(
-            f"{unknown} kind(s) of jobs without a rate are missing from these sums: measure them with --measure"
+            f"{total['kinds_without_rate']} kind(s) of jobs without a rate are missing from these sums: measure them "
+            "with --measure"
         )
     return "\n".join(lines)
+
+
+def plan_totals(table: pd.DataFrame, rates: Rates | None, parallel: int = 1) -> dict[str, Any]:
+    """Sums over the table: `jobs` and `pflop`; with rates `hours`, `disk_gib` and `kinds_without_rate` too.
+
+    Args:
+        table: from `plan_table`.
+        rates: None: sums of what has no rate are left out.
+        parallel: jobs that run at a time, for `hours`.
+    """
+    pflop = float((table["units"] * table["tflop_per_unit"]).sum()) / 1000
+    total: dict[str, Any] = {"jobs": int(table["jobs"].sum()), "pflop": pflop}
+    if rates is None:
+        return total
+    hours, disk = float(table["hours"].sum()) / parallel, float(table["disk_gib"].sum())
+    return total | {"hours": hours, "disk_gib": disk, "kinds_without_rate": int(table["hours"].isna().sum())}
+
+
+def plan_json(table: pd.DataFrame, rates: Rates | None, parallel: int = 1) -> str:
+    """The table for a script: `kinds` (rows of the table, null for what is not known), `total` and `machine`.
+
+    Args:
+        table: from `plan_table`.
+        rates: whose machine is named; None: `machine` is null.
+        parallel: jobs that run at a time, for the total time.
+    """
+    total = plan_totals(table, rates, parallel)
+    machine = dict(rates.machine) if rates else None
+    return json.dumps({"kinds": json.loads(table.to_json(orient="records")), "total": total, "machine": machine})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -34,7 +33,8 @@ from rrm.pipeline import (
 from rrm.provenance import code_hash, file_digest
 from rrm.shards import shard_path
 
-_RECIPES = Path(__file__).resolve().parents[1] / "docs" / "recipes.md"
+_ROOT = Path(__file__).resolve().parents[1]
+_RECIPES = Path("docs", "recipes.md")
 _NOTHING = "(?!)"  # a pattern that no name matches
 
 
@@ -361,7 +361,9 @@ class Plan:
         """What each page of the report shows."""
         layout = self.layout
         others = {"run_times": layout.run_times, "config": layout.resolved_config, "departures": layout.departures}
-        return {path.stem: path for path in self.tables} | others | {"recipes": Path(os.path.relpath(_RECIPES))}
+        # absolute in the workflow of another folder: the prefix of a module leaves absolute paths as they are
+        recipes = _RECIPES if Path.cwd() == _ROOT else _ROOT / _RECIPES
+        return {path.stem: path for path in self.tables} | others | {"recipes": recipes}
 
     def page_source(self, wildcards: Any) -> Path:
         """Input `source` of a page."""

@@ -153,6 +153,11 @@ def test_the_command_without_rates(capsys: pytest.CaptureFixture[str], tmp_path:
     assert main(["plan", "--config", str(DEMO), str(TINY), "--out", str(out)]) == 0
     assert "measure them with --measure" in capsys.readouterr().out
     assert out.read_text().startswith("stage,of,jobs,units,unit,tflop_per_unit")
+    assert main(["plan", "--config", str(DEMO), str(TINY), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["machine"] is None and "hours" not in told["total"]
+    assert told["total"]["jobs"] == sum(kind["jobs"] for kind in told["kinds"]) > 0
+    assert {kind["hours"] for kind in told["kinds"]} == {None}
 
 
 def test_sums_name_what_they_lack() -> None:

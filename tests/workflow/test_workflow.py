@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from pathlib import Path
 
 import h5py
 import pytest
+import yaml
 
 from rrm.config import json_schema
-from tests.workflow.project import REPOSITORY, Project, small_config
+from rrm.key_page import key_page
+from tests.workflow.project import REPOSITORY, Project, clone_into, small_config
 
 
 def test_mistakes_are_named_all_at_once_before_any_job(clone: Project) -> None:
@@ -57,18 +61,54 @@ def test_stages_run_and_a_failing_one_fails_the_call(clone: Project) -> None:
     assert not clone.root.joinpath("results/demo/seed0/classifier.pth").exists()
 
 
-def test_the_workflow_is_a_module_for_others(clone: Project) -> None:
-    outer = clone.root / "outer"
-    outer.mkdir()
-    outer.joinpath("Snakefile").write_text(
-        'configfile: "../config.yaml"\n'
-        'module rrm:\n    snakefile: "../workflow/Snakefile"\n    config: config\n'
-        "use rule * from rrm as rrm_*\n"
-        "rule mine:\n    input: rules.rrm_table5.output\n    output: 'results/mine.csv'\n"
-        "    default_target: True\n"
-    )
-    planned = Project(outer).planned()
-    assert {"mine.csv", "table5.csv", "demo/seed0/one_step/weights.pth"} <= planned
+SECOND = """
+module others:
+    snakefile: "../rrm/workflow/Snakefile"
+    config: yaml.safe_load(open("others.yaml"))
+    prefix: "deep/others"
+
+use rule * from others as others_*
+
+rule both:
+    input: rules.beetles_table5.output, rules.others_table5.output
+"""
+
+
+def test_the_workflow_is_a_module_for_others(tmp_path: Path) -> None:
+    """The Snakefile of docs/module.md and a second configuration beside it: planned whole, run as far as data go."""
+    text = REPOSITORY.joinpath("docs", "module.md").read_text()
+    example = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0]
+    tmp_path.joinpath("rrm", "docs").mkdir(parents=True)
+    tmp_path.joinpath("rrm", "docs", "recipes.md").write_text("recipes")
+    clone_into(tmp_path / "rrm")
+    outer = Project(tmp_path / "outer")
+    outer.root.mkdir()
+    outer.root.joinpath("Snakefile").write_text(example + SECOND)
+    for name, photos in (("beetles", 6), ("others", 9)):
+        config = small_config()
+        config["dataset"]["demo"] = {"size": 64, "train": photos, "val": 5, "test": 5}
+        outer.root.joinpath(f"{name}.yaml").write_text(yaml.safe_dump(config))
+    plan = outer.snakemake("--dry-run", "both", "beetles_pages", "others_all")
+    assert plan.returncode == 0, plan.stdout + plan.stderr
+    outputs = set(re.findall(r"^    output: (.*)$", plan.stdout + plan.stderr, flags=re.MULTILINE))
+    assert {path.split("/results/")[0] for path in outputs} == {"beetles", "deep/others"}
+    assert {f"{prefix}/results/demo/seed0/one_step/weights.pth" for prefix in ("beetles", "deep/others")} <= outputs
+    done = outer.snakemake("sizes.txt", "deep/others/results/demo/photos.h5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for prefix, photos in (("beetles", 6), ("deep/others", 9)):
+        with h5py.File(outer.root / prefix / "results" / "demo" / "photos.h5") as store:
+            assert json.loads(store.attrs["config"])["dataset"]["demo"]["train"] == photos
+    left = {path.name for path in outer.root.iterdir()} - {".snakemake", "Snakefile", "beetles.yaml", "others.yaml"}
+    assert left == {"beetles", "deep", "sizes.txt"}
+
+
+def test_the_catalog_finds_what_its_standardised_usage_asks_for() -> None:
+    entry = yaml.safe_load(REPOSITORY.joinpath(".snakemake-workflow-catalog.yml").read_text())
+    assert set(entry["usage"]) == {"mandatory-flags", "software-stack-deployment", "report"}
+    for name in ("README.md", "config/README.md", "workflow/Snakefile", "workflow/envs/rrm.yml"):
+        assert REPOSITORY.joinpath(name).is_file()
+    named = re.findall(r"\]\(\.\./([^)]+)\)|--configfile (\S+) ", REPOSITORY.joinpath("config/README.md").read_text())
+    assert named and [path for pair in named for path in pair if path and not REPOSITORY.joinpath(path).exists()] == []
 
 
 def test_snakemake_lint_finds_nothing(clone: Project) -> None:
@@ -79,6 +119,7 @@ def test_snakemake_lint_finds_nothing(clone: Project) -> None:
 def test_schema_is_what_the_models_say() -> None:
     written = json.loads(REPOSITORY.joinpath("workflow/schemas/config.schema.json").read_text())
     assert written == json_schema(), "run `make schema`"
+    assert REPOSITORY.joinpath("docs/configuration.md").read_text() == key_page() + "\n", "run `make schema`"
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "requirements-build.txt"])
@@ -101,5 +142,7 @@ def test_the_development_lock_holds_the_runtime_lock() -> None:
 
 def test_the_rules_environment_pins_what_the_lock_pins() -> None:
     pins = _pins("workflow/envs/rrm.yml")
-    assert "torch" in {pin.split("==")[0] for pin in pins}
+    project = tomllib.loads(REPOSITORY.joinpath("pyproject.toml").read_text())["project"]
+    needed = {requirement.split(">=")[0] for requirement in project["dependencies"]}
+    assert needed - {pin.split("==")[0] for pin in pins} == set()
     assert pins - _pins("requirements.txt") == set()
