@@ -88,6 +88,45 @@ def _add_data(commands: Any) -> None:
         kind.add_argument("--out", type=Path, required=True, help="the folder to make, new or empty")
 
 
+def _add_init(commands: Any) -> None:
+    init = commands.add_parser(
+        "init",
+        help="start a project with your own photos and image-level labels",
+        description="Check photos and labels, divide them, write a folder to train in. All faults are named at once.",
+    )
+    init.add_argument("folder", type=Path, help="the project's folder, new or empty")
+    init.add_argument("--images", nargs="+", required=True, metavar="INPUT", help="photos, folders, patterns")
+    init.add_argument(
+        "--labels",
+        type=Path,
+        help="CSV, folder of VOC's XML, COCO's JSON, export of Label Studio or CVAT (default: a folder for each class)",
+    )
+    init.add_argument("--classes", type=Path, help="text file of the classes, one a line; other labels are faults")
+    init.add_argument(
+        "--background", action="store_true", help="photos listed without a label show none of the classes"
+    )
+    init.add_argument("--skip-faulty", action="store_true", help="leave out what is faulty, and list it")
+    init.add_argument("--val", type=float, default=0.2, help="share of photos that is held out (default 0.2)")
+    init.add_argument("--seed", type=int, default=0, help="of the division and of the training (default 0)")
+    init.add_argument(
+        "--weights",
+        type=Path,
+        help="torchvision's mobilenet_v2 for ImageNet (default: a small network from random weights)",
+    )
+    init.add_argument("--steps", type=int, default=100, help="of one-step training (default 100)")
+
+
+def _add_own_masks(commands: Any) -> None:
+    masks = commands.add_parser("own-masks", help="masks of a project's photos, and a list (what the workflow calls)")
+    masks.add_argument("model", type=Path, help="weights.pth of a stage that trains")
+    masks.add_argument(
+        "--out", required=True, type=Path, help="the list, a CSV file; masks lie in the folder beside it"
+    )
+    masks.add_argument("--options", required=True, type=_json, help="sections segment and dataset as JSON")
+    masks.add_argument("--runtime", type=_json, default={}, help="section runtime as JSON")
+    masks.add_argument("--threads", type=int, help="threads of numeric libraries (default: all cores)")
+
+
 def _add_plan(commands: Any) -> None:
     plan = commands.add_parser(
         "plan", help="what a configuration takes: steps, FLOPs, and time, memory and disk by measured rates"
@@ -205,6 +244,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in STAGES:
         _add_stage(commands, name)
+    _add_init(commands)
+    _add_own_masks(commands)
     _add_data(commands)
     schema = commands.add_parser("schema", help="print the JSON schema of the configuration")
     schema.add_argument("--markdown", action="store_true", help="all keys as a page of Markdown")
@@ -326,6 +367,27 @@ def _assemble(arguments: argparse.Namespace) -> None:
     print(f"{out}: {'made' if new else 'there already'}, photos of each list: {photos}")
 
 
+def _init(arguments: argparse.Namespace) -> None:
+    from rrm.datasets.voc import read_classes
+    from rrm.own_data import Wishes, make_project
+    from rrm.own_project import Start
+
+    names = ("labels", "background", "skip_faulty", "val", "seed")
+    classes = read_classes(arguments.classes) if arguments.classes else ()
+    wishes = Wishes(classes=classes, **{name: getattr(arguments, name) for name in names})
+    start = Start(arguments.weights, arguments.steps, arguments.seed)
+    print(make_project(arguments.folder, arguments.images, wishes, start))
+
+
+def _own_masks(arguments: argparse.Namespace) -> None:
+    from rrm.own_masks import own_masks
+    from rrm.parallel import prepare_process
+
+    prepare_process(arguments.threads or int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+    runtime = Runtime.model_validate(arguments.runtime).model_dump()
+    own_masks(arguments.model, arguments.out, arguments.options, runtime)
+
+
 def _export(arguments: argparse.Namespace) -> None:
     from rrm.export import export_network
     from rrm.provenance import file_digest
@@ -408,7 +470,9 @@ _SERVICES: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "doctor": _doctor,
     "check-submission": lambda arguments: _check_submission(arguments.archive, arguments.photos),
     "export": _export,
+    "init": _init,
     "merge": _merge,
+    "own-masks": _own_masks,
     "plan": _plan,
     "scores": _print_scores,
     "segment": _segment,

@@ -81,6 +81,10 @@ class Dataset(Section):
         description="name of a list of photos without public masks, of which archives for the VOC evaluation server are"
         " made (kind voc); packed with the others, so naming it later trains anew; null: no archives",
     )
+    masks: bool = Field(
+        True,
+        description="false: there are no masks; nothing is scored, and results show what can be known without them",
+    )
     background_images: bool = Field(False, description="true: an image without labels holds background only")
     long_side: int | None = Field(
         None, ge=32, description="photos with a longer side are reduced to it when packed; null: never"
@@ -425,6 +429,31 @@ class Evaluation(Section):
     submission_crf: bool = Field(True, description="archives of dataset.submission: after the CRF (true) or without it")
 
 
+class Segment(Section):
+    """Masks of photos, by the network of the first seed (`rrm.own_masks`)."""
+
+    model: str = Field("one_step", description="one_step, or methods/, step_two/ or bounds/ and a name")
+    photos: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="photos, folders and patterns; null: all photos of dataset.root"
+    )
+    image_labels: bool = Field(
+        True, description="classes that are not among a photo's labels are ruled out, where it has any"
+    )
+    scales: Scales = Field([1.0], description="scales of the photo")
+    flip: bool = Field(False, description="the mirrored photo too")
+    crf: bool = Field(True, description="refine by the CRF at test time")
+    write: Annotated[list[Literal["masks", "overlays", "polygons", "rle", "probabilities"]], Field(min_length=1)] = (
+        Field(["masks", "overlays"], description="what is written of each photo")
+    )
+
+    @field_validator("write")
+    @classmethod
+    def _with_masks(cls, kinds: list[str]) -> list[str]:
+        if "masks" not in kinds:
+            raise ValueError(f"expected masks among them, got {kinds}: add it")
+        return kinds
+
+
 class Shards(Section):
     """Into how many jobs the photos of a stage are divided."""
 
@@ -484,6 +513,7 @@ class Config(Section):
         " it), or given",
     )
     evaluation: Evaluation
+    segment: Segment | None = Field(None, description="masks and overlays of photos; null: none")
     runtime: Runtime = Field(Runtime())
 
     @field_validator("seeds", "cam_rows")
@@ -531,6 +561,36 @@ class Config(Section):
                 f"runtime.processes: expected batches that are multiples of processes * accumulate, got {processes} "
                 f"processes and {', '.join(wrong)}: change one of them"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_asks_for_masks(self) -> Config:
+        data = self.dataset
+        asking = {"bounds": self.bounds, "dataset.test": data.test, "dataset.submission": data.submission,
+                  "ablation.ratios": self.ablation.ratios, "ablation.pseudo_labels": self.ablation.pseudo_labels,
+                  "dataset.kind": data.kind == "demo"}  # fmt: skip
+        wrong = [name for name, given in asking.items() if given]
+        if not data.masks and wrong:
+            raise ValueError(
+                f"dataset.masks: expected true for {', '.join(wrong)}, which need masks, got false: leave them out, or "
+                "give masks"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _segmented_by_a_model_that_is_there(self) -> Config:
+        groups: dict[str, Mapping[str, Any]] = {
+            "methods": self.methods,
+            "step_two": self.step_two,
+            "bounds": self.bounds,
+        }
+        known = ["one_step", *(f"{group}/{name}" for group, entries in groups.items() for name in entries)]
+        if self.segment and self.segment.model not in known:
+            raise ValueError(
+                f"segment.model: expected one of {', '.join(known)}, got {self.segment.model!r}: add it or name another"
+            )
+        if self.segment and not (self.segment.photos or self.dataset.root):
+            raise ValueError("segment.photos: expected photos where dataset.root is null, got null: name them")
         return self
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from rrm.config import Config
 from rrm.errors import RRMError
 from rrm.pipeline import (
+    judged_splits,
     masks_section,
     method_section,
     network_section,
@@ -119,6 +120,8 @@ def _photo_jobs(config: Config) -> Iterator[Job]:
         yield Job("classifier", {}, seeds, counts["train"], "photo")
     for name in _used_masks(config):
         yield from _in_shards(config, "pseudo-masks", {"masks": name}, counts["train"])
+    for split in judged_splits(config):
+        yield from _in_shards(config, "predict", {"model": "one_step", "split": split}, counts[split])
     submitted = submitted_models(config)
     for model, splits in scored_models(config).items():
         for split in [*splits, *(["submission"] if model in submitted else [])]:

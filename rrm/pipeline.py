@@ -99,6 +99,16 @@ STAGES: Mapping[str, Stage] = {
         (),
         "precision and coverage of the mined labels on val",
     ),
+    "photo-facts": Stage(
+        "photo_facts",
+        ("photos", "model", "train", "val"),
+        (),
+        "what is known of photos without masks: predicted classes, confidence, mined labels",
+    ),
+    "label-agreement": Stage(
+        "label_agreement", ("photos", "facts"), (), "predicted classes beside image-level labels, for each class"
+    ),
+    "doubt": Stage("doubt", ("photos", "facts"), (), "photos by how doubtful their predictions are"),
     "training-curves": Stage("training_curves", (), (), "loss terms of each network over its steps"),
     "run-times": Stage("run_times", (), (), "time and memory of the jobs, from what each wrote"),
     "resolved-config": Stage("resolved_config", (), (), "the configuration with its recipes applied"),
@@ -115,6 +125,8 @@ PAGES: Mapping[str, tuple[str, str]] = {
     "table5": ("Table 5: comparison", "Tables"),
     "comparisons": ("Which model is above which", "Tables"),
     "label_quality": ("Mined labels: precision and coverage", "Tables"),
+    "label_agreement": ("Predicted classes and image-level labels", "Tables"),
+    "doubt": ("Photos, most doubtful first", "Tables"),
     "run_times": ("Time and memory of the jobs", "Run times"),
     "config": ("The configuration, recipes applied", "Configuration"),
     "departures": ("What departs from the recipes", "Configuration"),
@@ -235,8 +247,15 @@ def method_section(config: Config, model: str) -> Method:
 
 
 def evaluated_splits(config: Config) -> list[str]:
-    """Splits with public masks to score on: val, and test where the data set names one."""
+    """Splits with public masks to score on: val, and test where the data set names one; none without masks."""
+    if not config.dataset.masks:
+        return []
     return ["val"] + (["test"] if config.dataset.kind == "demo" or config.dataset.test else [])
+
+
+def judged_splits(config: Config) -> list[str]:
+    """Splits whose predictions are compared with image-level labels: where there are no masks."""
+    return [] if config.dataset.masks else ["train", "val"]
 
 
 def submitted_models(config: Config) -> list[str]:
@@ -283,7 +302,7 @@ def stage_options(
     """
     if stage not in STAGES:
         raise RRMError(f"stage: expected one of {', '.join(STAGES)}, got {stage!r}")
-    whole = {"config": config.model_dump(mode="json", exclude={"runtime"})}
+    whole = {"config": config.model_dump(mode="json", exclude={"runtime", "segment"})}
     options: dict[str, Callable[[], dict[str, Any]]] = {
         "demo-data": lambda: {"demo": _plain(config.dataset.demo)},
         "assemble": lambda: {"sources": config.dataset.sources and _plain(config.dataset.sources)},
@@ -312,11 +331,14 @@ def stage_options(
         "class-table": lambda: {**whole, "table": table},
         "table5": lambda: whole,
         "comparisons": lambda: whole,
-        **dict.fromkeys(("figure2", "figure3", "label-quality"), lambda: _mining_figure_options(config)),
+        **dict.fromkeys(("figure2", "figure3", "label-quality", "photo-facts"), lambda: _mining_figure_options(config)),
         **dict.fromkeys(("figure4", "failures"), lambda: _prediction_figure_options(config)),
+        **dict.fromkeys(
+            ("label-agreement", "doubt"), lambda: {"dataset": config.dataset.name, "seed": config.seeds[0]}
+        ),
         "training-curves": dict,
         "run-times": lambda: {"seeds": config.seeds, "models": [*scored_models(config), *_made_masks(config)]},
-        "resolved-config": lambda: whole,
+        "resolved-config": lambda: {"config": config.model_dump(mode="json", exclude={"runtime"})},
         "departures": lambda: whole,
         "page": dict,
     }
@@ -324,8 +346,8 @@ def stage_options(
 
 
 def _packed_options(config: Config) -> dict[str, Any]:
-    """What packing reads of the data set: of one that was assembled, not from where."""
-    return config.dataset.model_dump(mode="json", exclude={"sources"})
+    """What packing reads of the data set: of one that was assembled, not from where; no mask."""
+    return config.dataset.model_dump(mode="json", exclude={"sources", "masks"})
 
 
 def _trained_options(section: OneStep | StepTwo | Method, *unread: str) -> dict[str, Any]:
@@ -374,7 +396,7 @@ def _mining_figure_options(config: Config) -> dict[str, Any]:
 
 def _prediction_figure_options(config: Config) -> dict[str, Any]:
     """What the figures of predictions depend on: all but what they do not show and other seeds; columns in order."""
-    unseen = {"runtime", "ablation", "bounds", "cam_rows"}
+    unseen = {"runtime", "segment", "ablation", "bounds", "cam_rows"}
     shown = config.model_dump(mode="json", exclude=unseen) | {"seeds": config.seeds[:1]}
     return {"config": shown, "models": drawn_models(config)}
 
@@ -473,6 +495,26 @@ class Layout:
     def label_quality(self) -> Path:
         """Precision and coverage of the mined labels."""
         return self.results / "label_quality.csv"
+
+    @property
+    def photo_facts(self) -> Path:
+        """What is known of photos without masks."""
+        return self.run / "photo_facts.h5"
+
+    @property
+    def label_agreement(self) -> Path:
+        """Predicted classes beside image-level labels."""
+        return self.results / "label_agreement.csv"
+
+    @property
+    def doubt(self) -> Path:
+        """Photos, the most doubtful first."""
+        return self.results / "doubt.csv"
+
+    @property
+    def segmented(self) -> Path:
+        """Classes of each photo that was segmented; masks and overlays lie in the folder of that name."""
+        return self.results / "segmented.csv"
 
     @property
     def comparisons(self) -> Path:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from rrm.pipeline import (
     Layout,
     drawn_models,
     evaluated_splits,
+    judged_splits,
     masks_section,
     models,
     network_section,
@@ -30,7 +32,7 @@ from rrm.pipeline import (
     submitted_models,
     variants,
 )
-from rrm.provenance import code_hash, file_digest
+from rrm.provenance import code_hash, file_digest, module_hash
 from rrm.shards import shard_path
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -97,8 +99,8 @@ class Plan:
 
     @staticmethod
     def code(stage: str) -> str:
-        """Parameter `code`: content hash of the stage's code."""
-        return code_hash(STAGES[stage].module)
+        """Parameter `code`: content hash of the code of a stage, or of the command `own-masks`."""
+        return module_hash("rrm.own_masks") if stage == "own-masks" else code_hash(STAGES[stage].module)
 
     def runtime(self, wildcards: Any, resources: Any) -> str:
         """Parameter `runtime`: how to run. Snakemake does not track parameters that depend on `resources`."""
@@ -314,15 +316,55 @@ class Plan:
 
     @property
     def tables(self) -> list[Path]:
-        """Every table that the configuration asks for."""
+        """Every table that the configuration asks for; without masks, those of what can be known."""
+        if not self.config.dataset.masks:
+            return [self.layout.label_agreement, self.layout.doubt]
         ablation = self.config.ablation
         numbers = [1] * bool(ablation.ratios) + [2] * ablation.pseudo_labels + [3, 4, 5]
         return [*map(self.layout.table, numbers), self.layout.comparisons, self.layout.label_quality]
 
     @property
     def figures(self) -> list[Path]:
-        """Every figure."""
-        return [self.layout.figure(name) for name in FIGURES]
+        """Every figure; without masks none, for each shows them."""
+        return [] if not self.config.dataset.masks else [self.layout.figure(name) for name in FIGURES]
+
+    @property
+    def judged(self) -> dict[str, Path]:
+        """Inputs by split: the first seed's one-step predictions that are compared with image-level labels."""
+        seed = self.config.seeds[0]
+        return {split: self.layout.prediction(seed, "one_step", split) for split in judged_splits(self.config)}
+
+    @property
+    def segmented(self) -> list[Path]:
+        """The list of segmented photos, where the configuration asks for their masks."""
+        return [self.layout.segmented] if self.config.segment else []
+
+    @property
+    def segment_weights(self) -> list[Path]:
+        """Input `model` of the masks of photos."""
+        section = self.config.segment
+        return [self.layout.weights(self.config.seeds[0], section.model)] if section else []
+
+    @property
+    def segment_options(self) -> str:
+        """Parameter `options` of the masks of photos."""
+        section, data = self.config.segment, self.config.dataset
+        if section is None:
+            return ""
+        kept = data.model_dump(mode="json", include={"root", "labels", "long_side", "max_pixels"})
+        return _compact({**section.model_dump(mode="json", exclude={"model"}), "dataset": kept})
+
+    def segment_photos(self, wildcards: Any) -> str:
+        """Parameter `photos`: digest of names and sizes of the photos to segment: new ones are segmented too."""
+        del wildcards
+        section, data = self.config.segment, self.config.dataset
+        if section is None:
+            return ""
+        inputs = section.photos or [str(Path(data.root or ".", "JPEGImages"))]
+        found = [Path(each) for text in inputs for each in glob(text)]  # noqa: PTH207 - patterns may be absolute
+        files = {path for each in found for path in [each, *each.rglob("*")]}
+        sizes = sorted((str(path), path.stat().st_size) for path in files if path.is_file())
+        return hashlib.sha256(_compact(sizes).encode()).hexdigest()[:16]
 
     @property
     def drawn(self) -> list[str]:

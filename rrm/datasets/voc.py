@@ -343,7 +343,7 @@ class VocLayout:
         """
         if self.labels == "xml":
             source = self._inside("Annotations", f"{name}.xml")
-            names = _xml_names(source) if source.is_file() else None
+            names = xml_names(source) if source.is_file() else None
         else:
             source, row = self._table_path, self._table.get(name)
             names = None if row is None else self._split_names(row)
@@ -510,7 +510,7 @@ def _resolved(path: Path) -> Path:
         return Path("/")
 
 
-def _xml_names(path: Path) -> list[str]:
+def xml_names(path: Path) -> list[str]:
     """Names of the annotated objects (not of their parts), those marked difficult included."""
     try:
         root = parse_xml(read_file(path, ANNOTATION_BYTES))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from rrm.cam import multi_scale_cam, normalize_cam
 from rrm.crf import DenseCRF
-from rrm.figures import Labels, Panel, draw_sheet, label_panel, photo_panel, resize_labels, save_sheet
+from rrm.figures import Labels, Panel, Picture, draw_sheet, label_panel, photo_panel, resize_labels, save_sheet
 from rrm.inference import as_batch
 from rrm.labels import IGNORE
 from rrm.regions import MiningSteps, RegionRule
@@ -33,10 +34,10 @@ _CAPTION = (
 
 
 @torch.inference_mode()
-def mined(scene: Scene, name: str, network: Any, one_step: dict[str, Any], device: str) -> MiningSteps:
-    """Labels of one whole photo as the rule of `one_step.mining` makes them, (1,H,W) each."""
+def mined(photo: Picture, image_labels: Labels, network: Any, one_step: Mapping[str, Any], device: str) -> MiningSteps:
+    """Labels of a whole photo (H,W,3) with labels (C,) as the rule of `one_step.mining` makes them, (1,H,W) each."""
     cam, options = one_step["cam"], one_step["mining"]
-    photo, present = scene.photo(name), torch.from_numpy(scene.present(name))[None]
+    present = torch.from_numpy(image_labels)[None]
     images = network.normalize(as_batch([photo], device))
     cams = multi_scale_cam(network.forward_cam, images, scales=cam["scales"], average=cam["average"])
     rule = RegionRule(**{**options, "crf": DenseCRF(**options["crf"])})
@@ -70,7 +71,10 @@ def run(call: Call) -> None:
     trained, device = open_one_step(call)
     scene = open_scene(call, Store(call.input("confusion"), "confusion"))
     one_step, names = call.options["one_step"], scene.chosen(PHOTOS)
-    rows = [_row(scene, name, mined(scene, name, trained.network, one_step, device)) for name in names]
+    rows = [
+        _row(scene, name, mined(scene.photo(name), scene.present(name), trained.network, one_step, device))
+        for name in names
+    ]
     rule = f"Rule: {RULES[one_step['mining']['rule']]}; share of pixels {one_step['mining']['ratio']:g}."
     run = f"Data set {call.options['dataset']}, val, seed {call.options['seed']}, one-step network."
     text = facts(call, "Reliable labels step by step", _CAPTION, rule, run, f"Photos: {SPREAD}: {', '.join(names)}.")

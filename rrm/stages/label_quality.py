@@ -85,7 +85,7 @@ def run(call: Call) -> None:
     classes = len(scene.classes)
     totals = np.zeros((len(STEPS), classes + 1, classes + 2), np.int64)
     for name in tracked(scene.masks.ids, "label quality", len(scene.masks.ids), call.runtime["log_seconds"]):
-        steps = mined(scene, name, trained.network, call.options["one_step"], device)
+        steps = mined(scene.photo(name), scene.present(name), trained.network, call.options["one_step"], device)
         mask = resize_labels(scene.mask(name), scene.photo(name).shape[:2])
         totals += [label_counts(np.asarray(labels[0].cpu().numpy(), np.uint8), mask, classes) for labels in steps]
     names = ["background", *scene.classes]

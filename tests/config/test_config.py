@@ -11,7 +11,16 @@ import yaml
 
 from rrm.config import departures, load, merge, resolve
 from rrm.errors import RRMError, RRMErrors
-from rrm.pipeline import FIGURES, STAGES, masks_section, method_section, models, stage_options
+from rrm.pipeline import (
+    FIGURES,
+    STAGES,
+    evaluated_splits,
+    judged_splits,
+    masks_section,
+    method_section,
+    models,
+    stage_options,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 VOC = {"dataset": {"root": "/data/VOC2012"}}
@@ -170,6 +179,7 @@ def _readers(raw: dict[str, Any], *keys: str, value: Any) -> set[str]:
             ):
                 readers.add(f"{stage} {model}".strip())
     whole = {"ablation-table", "class-table", "table5", "comparisons", "resolved-config", "departures", "label-quality"}
+    whole |= {"photo-facts", "label-agreement", "doubt"}
     return readers - whole - set(FIGURES)  # what the figures read: tests/figures/test_options.py
 
 
@@ -287,3 +297,26 @@ def test_the_data_set_is_in_one_place(raw: dict[str, Any], dataset: dict[str, An
 def test_packing_does_not_depend_on_where_the_sources_lie(raw: dict[str, Any]) -> None:
     raw["dataset"] = {"name": "mine", "kind": "voc", "sources": SOURCES}
     assert _readers(raw, "dataset", "sources", "sbd", value="elsewhere/benchmark.tgz") == {"assemble"}
+
+
+def test_without_masks_nothing_may_ask_for_them(raw: dict[str, Any]) -> None:
+    raw["dataset"]["masks"] = False
+    with pytest.raises(RRMErrors, match="dataset.masks: expected true for bounds, which need masks, got false"):
+        resolve(raw)
+    raw["bounds"] = {}
+    assert evaluated_splits(resolve(raw)) == [] and judged_splits(resolve(raw)) == ["train", "val"]
+
+
+def test_photos_are_segmented_by_a_model_of_the_run(raw: dict[str, Any]) -> None:
+    raw["segment"] = {"model": "step_two/other"}
+    with pytest.raises(RRMErrors, match="segment.model: expected one of one_step, step_two/mobilenet_v2, bounds/"):
+        resolve(raw)
+    raw["segment"] = {"model": "step_two/mobilenet_v2", "write": ["overlays"]}
+    with pytest.raises(RRMErrors, match="segment.write: .*expected masks among them"):
+        resolve(raw)
+    raw["segment"]["write"] = ["masks"]
+    assert resolve(raw).segment is not None
+
+
+def test_masks_of_photos_concern_no_other_stage(raw: dict[str, Any]) -> None:
+    assert _readers(raw, "segment", value={"crf": False}) == set()

@@ -26,6 +26,7 @@ PARTITION = {"slurm": "slurm_partition", "pbs": "queue", "lsf": "queue", "sge": 
 RULE = re.compile(r"^ *rule (\w+):\n(.*?)(?=^ *rule |\Z)", flags=re.MULTILINE | re.DOTALL)
 NETWORKS = {"classifier", "one_step", "method", "affinity", "step_two", "bound", "pseudo_masks", "predict", "evaluate"}
 FIGURES = {"figure2", "figure3", "label_quality"}
+OWN_PHOTOS = {"photo_facts", "own_masks"}
 
 
 def profile(name: str) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def test_resources_are_those_of_rules_and_what_runs_a_network_is_sent_to_gpus(na
     given, known = profile(name).get("set-resources", {}), rules()
     assert set(given) <= set(known)
     on_gpus = {rule for rule, text in known.items() if "gpu=PLAN.gpu(" in text}
-    assert on_gpus == NETWORKS | FIGURES
+    assert on_gpus == NETWORKS | FIGURES | OWN_PHOTOS
     if name in PARTITION:
         sent = {rule for rule, resources in given.items() if resources.get(PARTITION[name]) == "gpu"}
         assert sent == on_gpus
