@@ -126,11 +126,11 @@ def take_in(images: Sequence[str], out: Path, wishes: Wishes) -> OwnData:
     sources = collect_faults(faults, find_photos, images, out, faults) or []
     files = {source.name: source.path for source in sources if _nameable(source.name, faults)}
     if wishes.labels is None:
-        files, found = _by_folders(files)
+        files, told = _by_folders(files)
     else:
-        found = collect_faults(faults, _by_source, wishes, files, faults) or {}
+        told = collect_faults(faults, _by_source, wishes, files, faults) or {}
     facts = _inspected(files, faults)
-    found = {name: tuple(labels) for name, labels in found.items() if labels or wishes.background}
+    found = {name: tuple(labels) for name, labels in told.items() if labels or wishes.background}
     _check_classes(found, wishes.classes, faults)
     if not wishes.skip_faulty or not facts:
         raise_faults("own photos", faults)

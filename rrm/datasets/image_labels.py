@@ -132,9 +132,10 @@ def match_images(labels: Iterable[str], photos: Mapping[str, Path], faults: list
 def _nearest(label: str, by_stem: Mapping[str, Sequence[str]], photos: Mapping[str, Path]) -> list[str]:
     """Photos that a name can mean."""
     path = _path_of(label)
-    names = [path.name, path.stem, _UPLOAD.sub("", path.name), _UPLOAD.sub("", path.stem)]
-    candidates: Sequence[str] = next((by_stem[name] for name in names if name in by_stem), ())
-    ranks = {name: _rank(path, PurePosixPath(name), photos[name].suffix) for name in dict.fromkeys(candidates)}
+    told = [name for text in (path.name, path.stem) for name in by_stem.get(text, ())]
+    uploaded = [name for text in (path.name, path.stem) for name in by_stem.get(_UPLOAD.sub("", text), ())]
+    candidates = dict.fromkeys(told or uploaded)
+    ranks = {name: _rank(path, PurePosixPath(name), photos[name].suffix) for name in candidates}
     return [name for name, rank in ranks.items() if rank == max(ranks.values())]
 
 
