@@ -130,7 +130,7 @@ def take_in(images: Sequence[str], out: Path, wishes: Wishes) -> OwnData:
     else:
         told = collect_faults(faults, _by_source, wishes, files, faults) or {}
     facts = _inspected(files, faults)
-    found = {name: tuple(labels) for name, labels in told.items() if labels or wishes.background}
+    found = {name: tuple(sorted(labels)) for name, labels in told.items() if labels or wishes.background}
     _check_classes(found, wishes.classes, faults)
     if not wishes.skip_faulty or not facts:
         raise_faults("own photos", faults)
