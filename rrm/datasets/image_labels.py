@@ -17,10 +17,11 @@ from urllib.parse import unquote
 from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import parse as parse_xml
+from defusedxml.ElementTree import fromstring as parse_xml
 
 from rrm.datasets.voc import collect_faults, raise_faults, xml_names
 from rrm.errors import RRMError, RRMErrors
+from rrm.limits import TEXT_BYTES, read_file, read_text
 
 Found = dict[str, set[str]]
 KINDS = (
@@ -162,11 +163,11 @@ def _rank(wanted: PurePosixPath, name: PurePosixPath, suffix: str) -> tuple[int,
 
 def _from_csv(source: Path, classes: Sequence[str]) -> Found:
     try:
-        text = source.read_text(encoding="utf-8-sig")
+        text = read_text(source, TEXT_BYTES)
         head = text.split("\n", 1)[0]
         delimiter = "\t" if "\t" in head else ";" if ";" in head and "," not in head else ","
         rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=delimiter) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise RRMError(
             f"{source}: expected a CSV file in UTF-8, got {type(error).__name__} ({error}): save it so"
         ) from None
@@ -252,8 +253,8 @@ def _from_voc(folder: Path) -> Found:
 
 def _from_cvat(source: Path) -> Found:
     try:
-        root: Element = parse_xml(source).getroot()
-    except (OSError, ParseError, DefusedXmlException, ValueError) as error:
+        root: Element = parse_xml(read_file(source, TEXT_BYTES))
+    except (OSError, ParseError, DefusedXmlException, ValueError, LookupError) as error:
         raise RRMError(
             f"{source}: expected XML of CVAT, got {type(error).__name__} ({error}): export it again"
         ) from None
@@ -275,7 +276,7 @@ def _from_cvat(source: Path) -> Found:
 
 def _from_json(source: Path) -> tuple[str, Found]:
     try:
-        content = json.loads(source.read_text(encoding="utf-8-sig"))
+        content = json.loads(read_text(source, TEXT_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise RRMError(f"{source}: expected JSON, got {type(error).__name__} ({error}): export it again") from None
     try:
