@@ -22,7 +22,7 @@ BENCH_ARGS = --device $(DEVICE) $(if $(PHOTOS),--photos $(PHOTOS))
 SNAKEFILES := Snakefile workflow
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install test fuzz bench lint docs format audit lock schema clean FORCE
+.PHONY: help install test fuzz bench lint docs format audit lock schema unlock clean FORCE
 
 help: ## list the targets
 	@grep -hE '^[^ :=]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-22s %s\n", $$1, $$2}'
@@ -53,7 +53,7 @@ bench: $(STAMP) ## speed and memory of CRF, mining and energy against pydensecrf
 	  set -- $$how; echo "+ $$1 threads, $$2 busy processes"; \
 	  python -m benchmarks.filtering --threads $$1 --busy $$2 $(BENCH_ARGS) --out results/benchmarks/filtering_$$1_$$2.json; \
 	done
-	@for what in training_step memory; do \
+	@for what in training_step checkpoints memory; do \
 	  echo "+ $$what"; python -m benchmarks.$$what --threads $(CORES) $(BENCH_ARGS) --out results/benchmarks/$$what.json; \
 	done
 	@echo "+ input_pipeline"; python -m benchmarks.input_pipeline --workers $(CORES) $(if $(PHOTOS),--photos $(PHOTOS)) \
@@ -100,6 +100,9 @@ lock: $(STAMP) ## renew the requirements files; LOCK_ARGS=--upgrade for newer ve
 	$(COMPILE) --group fuzz --output-file requirements-fuzz.txt
 	$(COMPILE) requirements-build.in --output-file requirements-build.txt
 	$(COMPILE) requirements-audit.in --output-file requirements-audit.txt
+
+unlock: $(STAMP) ## take away the lock that a killed run has left; no other run may work in this folder
+	@snakemake $(if $(CONFIG),--configfile $(CONFIG)) --unlock
 
 clean: ## remove caches and build products; results and .venv stay
 	rm -rf build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache

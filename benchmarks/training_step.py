@@ -216,9 +216,9 @@ def _side(steps: Sequence[Mapping[str, float]], reference: float, images: int) -
     return {**time_summary(whole, reference), "per_second": per_second, "stages": stages}
 
 
-def arguments() -> argparse.ArgumentParser:
+def arguments(description: str = "a training step of RRM, part by part") -> argparse.ArgumentParser:
     """Command line."""
-    parser = argparse.ArgumentParser(description="a training step of RRM, part by part")
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--busy", type=int, default=0, help="processes that keep processors busy meanwhile")
     parser.add_argument("--repeats", type=int, default=10)
@@ -237,19 +237,23 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def main(given: Sequence[str] | None = None) -> None:
-    """Run from the command line."""
-    asked = arguments().parse_args(given)
+def asked_options(asked: argparse.Namespace) -> OneStep:
+    """Options of the section `one_step` that the command line asks for."""
     loop = {"crop": asked.crop, "batch_size": asked.batch_size, "precision": asked.precision}
     changes: dict[str, Any] = {
         "train": {name: value for name, value in loop.items() if value is not None},
         "network": {"options": asked.network, **({"backbone": asked.backbone} if asked.backbone else {})},
     }
+    size = asked.size or ("paper" if asked.device == "cuda" else "small")
+    return options(asked.recipe, size, asked.config, changes)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Run from the command line."""
+    asked = arguments().parse_args(given)
     prepare_process(asked.threads)
     with busy_machine(asked.busy):
-        size = asked.size or ("paper" if asked.device == "cuda" else "small")
-        values = options(asked.recipe, size, asked.config, changes)
-        result = profile(values, asked.photos, asked.device, asked.repeats, asked.warmup)
+        result = profile(asked_options(asked), asked.photos, asked.device, asked.repeats, asked.warmup)
     result["facts"]["photos"] = "given photos" if asked.photos else "made photos"
     write(asked.out, [result], metadata(asked.threads, asked.busy))
 

@@ -9,13 +9,17 @@ import argparse
 import importlib
 import json
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+from rrm.alive import stop_with_driver
 from rrm.config import Config, Runtime, json_schema, load
 from rrm.errors import RRMError
 from rrm.pipeline import STAGES, stage_options
@@ -487,27 +491,54 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None takes the process's.
 
     Returns:
-        0: done; 1: bad input, one message on standard error; 2: bad usage; 130: interrupted; 143: stopped by SIGTERM
-        with the state saved.
+        0: done; 1: bad input, one message on standard error; 2: bad usage; 130: interrupted; 143: stopped by SIGTERM, a
+        training with its state saved.
     """
     begin = time.monotonic()
     arguments = build_parser().parse_args(argv)
     try:
-        if arguments.command in STAGES:
-            _call_stage(arguments)
-        else:
-            _SERVICES[arguments.command](arguments)
-        if getattr(arguments, "usage", None) is not None and os.environ.get("RANK", "0") == "0":
-            from rrm.usage import Usage
+        with _stoppable():
+            if arguments.command in STAGES:
+                _call_stage(arguments)
+            else:
+                _SERVICES[arguments.command](arguments)
+            if getattr(arguments, "usage", None) is not None and os.environ.get("RANK", "0") == "0":
+                from rrm.usage import Usage
 
-            Usage.since(begin).write(arguments.usage)
+                Usage.since(begin).write(arguments.usage)
     except KeyboardInterrupt:
         _report(f"rrm {arguments.command}: interrupted; the same command goes on from the last checkpoint")
         return 130
+    except _Stopped:
+        _report(f"rrm {arguments.command}: stopped by SIGTERM; the same command starts again")
+        return 143
     except (RRMError, OSError) as error:
         _report(f"rrm {arguments.command}: {error}")
         return 1
     return 0
+
+
+class _Stopped(BaseException):
+    """SIGTERM came."""
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM end what goes on as SIGINT does, so that no half-written file stays; trainings save their state.
+
+    With it a stage ends whose driver was killed.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise _Stopped
+
+    before = signal.signal(signal.SIGTERM, stop)
+    stop_with_driver()
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _report(message: str) -> None:

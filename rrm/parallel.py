@@ -215,6 +215,12 @@ def prepare_worker(number: int = 0) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
+def end_workers() -> None:
+    """Kill the processes that work for this one: they ignore SIGTERM, and may wait for what a dead one held."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -271,9 +277,11 @@ class WorkerPool:
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
+            end_workers()
             self.close()
             raise RRMError(
-                "workers: expected all processes to live, one died (killed or out of memory): try fewer"
+                "workers: expected all processes to live, one died (killed, or out of memory): the same command starts "
+                "this stage again; with fewer runtime.crf_workers if memory was short"
             ) from None
 
     def _started(self) -> ProcessPoolExecutor:

@@ -22,19 +22,27 @@ float16 on one busy core gzip took 258 ms to write, 36 to read and 5.1 of 7.9 MB
 from __future__ import annotations
 
 import copy
+import errno
+import hashlib
+import io
 import json
 import os
+import re
+import signal
+import threading
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache, partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from types import FrameType, TracebackType
+from typing import Any, Self, TypeVar
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from rrm.alive import PATTERN, has_ended, name_of
 from rrm.errors import RRMError
 
 MAGIC = "rrm-store"
@@ -43,15 +51,61 @@ _LEVEL = 1  # of gzip
 # What h5py raises on damaged metadata, depending on where the damage is.
 _DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError)
 _AGAIN = "delete it and run the stage that writes it again"
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_RIGHT = {errno.EROFS, errno.EACCES, errno.EPERM}
+_LEFT_OVER = re.compile(rf"\..+\.tmp-({PATTERN})(\.[^.]*)?")
+_LONGEST_NAME = 180  # bytes; file systems take 255, and a temporary name has more
+_LEFT_OVER_SECONDS = 3600  # a writer elsewhere adds to its file more often than that
+Result = TypeVar("Result")
+
+
+@contextmanager
+def naming_what_failed(path: Path) -> Iterator[None]:
+    """Say in one line that a file could not be written: which, why, and what to do.
+
+    Args:
+        path: the file that is written in the block.
+
+    Raises:
+        RRMError: no room on the disk, or no right to write there.
+
+    Example:
+        >>> with naming_what_failed(Path("table.csv")), open("/dev/full", "w") as file:
+        ...     _ = file.write("a,b")
+        Traceback (most recent call last):
+        ...
+        rrm.errors.RRMError: table.csv: expected room to write it, got 'No space left on device': make room, then the
+        same command goes on
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            expected, action = "room to write it", "make room"
+        elif error.errno in _NO_RIGHT and _lies_at(path, error.filename):
+            expected, action = "a folder that may be written to", "allow that"
+        else:
+            raise
+        raise RRMError(
+            f"{path}: expected {expected}, got {error.strerror!r}: {action}, then the same command goes on"
+        ) from None
+
+
+def _lies_at(path: Path, named: object) -> bool:
+    """Whether what an error names is the file's folder, lies in it or holds it."""
+    if named is None:
+        return True
+    other = Path(os.fsdecode(named)) if isinstance(named, str | bytes) else path
+    return other.parent == path.parent or other in path.parents
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     r"""Give a temporary path beside `path`; rename it to `path` when the block ends well, remove it otherwise.
 
-    The temporary name contains the process id and keeps the suffix (writers that choose a format by suffix
+    The temporary name says which process writes it and keeps the suffix (writers that choose a format by suffix
     work). The file is flushed to disk before the rename, so that `path` is at any time absent, the old file
-    or the whole new one.
+    or the whole new one. What processes that were killed have left in the folder is removed.
 
     Args:
         path: the file to write. Its folder is made when it is missing.
@@ -60,7 +114,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         The temporary path, on which the block must create a regular file.
 
     Raises:
-        RRMError: the block ended without having created the file.
+        RRMError: the block ended without having created the file, or there is no room or no right to write it.
 
     Example:
         >>> import tempfile
@@ -71,19 +125,56 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         ['table.csv']
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.stem}.tmp-{os.getpid()}{target.suffix}")
-    try:
-        yield temporary
-        if not temporary.is_file():
-            raise RRMError(f"{target}: expected a file written to {temporary.name}, got none: write to the given path")
-        _sync(temporary)
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    temporary = _temporary(target)
+    with naming_what_failed(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left_over(target.parent.resolve())
+        try:
+            yield temporary
+            if not temporary.is_file():
+                raise RRMError(f"{target}: expected a file at {temporary.name}, got none: write to the given path")
+            _sync(temporary)
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     with suppress(OSError):  # some network file systems cannot flush a folder; the file itself is safe
         _sync(target.parent)
+
+
+def _temporary(target: Path) -> Path:
+    long = len(os.fsencode(target.name)) > _LONGEST_NAME
+    stem = hashlib.sha256(os.fsencode(target.stem)).hexdigest()[:16] if long else target.stem
+    return target.with_name(f".{stem}.tmp-{name_of()}{target.suffix}")
+
+
+@cache
+def _remove_left_over(folder: Path) -> None:
+    """Remove temporary files of processes that ended, once a process and folder.
+
+    Of another machine's processes nothing is known: their files go when they have not changed for an hour, by the clock
+    of the file system.
+    """
+    found = [entry for entry in os.scandir(folder) if _LEFT_OVER.fullmatch(entry.name)]
+    if not found:
+        return
+    now = _file_system_time(folder)
+    for entry in found:
+        matched = _LEFT_OVER.fullmatch(entry.name)
+        assert matched is not None
+        with suppress(OSError):  # another process may have removed it
+            ended = has_ended(matched[1])
+            if ended or (ended is None and now - entry.stat().st_mtime > _LEFT_OVER_SECONDS):
+                Path(entry.path).unlink()
+
+
+def _file_system_time(folder: Path) -> float:
+    probe = folder / f".clock.tmp-{name_of()}"
+    probe.touch()
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink()
 
 
 def _sync(path: Path) -> None:
@@ -92,6 +183,68 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class Sink(io.FileIO):
+    """A new file for writers that cannot bear an error: once a write fails, it takes and drops all that follows.
+
+    HDF5 loses data in silence and crashes at the end of the process when a disk is full, torch hides why it fails.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        error: the first error, None so far; the owner has to look (`check`).
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`."""
+        left = memoryview(data).cast("B")
+        size = len(left)
+        while len(left):
+            left = left[self._tried(partial(super().write, left), len(left)) :]
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the file's size."""
+        return self._tried(partial(super().truncate, size), size or 0)
+
+    def check(self) -> None:
+        """Raise the first error, if there was one."""
+        if self.error is not None:
+            raise self.error
+
+    def _tried(self, action: Callable[[], int | None], otherwise: int) -> int:
+        if self.error is None:
+            try:
+                return action() or 0
+            except OSError as error:
+                self.error = error
+        return otherwise
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let SIGINT and SIGTERM wait for the end of the block, where the exceptions they raise would be lost in HDF5."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+    before = {kind: handler for kind, handler in before.items() if callable(handler)}
+    for kind in before:
+        signal.signal(kind, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+    for number, frame in came:
+        before[signal.Signals(number)](number, frame)  # type: ignore[operator, misc]
 
 
 def _to_json(value: object) -> str:
@@ -152,13 +305,22 @@ class StoreWriter:
     def __enter__(self) -> Self:
         self._atomic = atomic_path(self.path)
         temporary = self._atomic.__enter__()
-        self._file = h5py.File(temporary, "w", libver=("v108", "v108"), locking=False)
+        try:
+            with _signals_held():
+                self._begin(temporary)
+        except BaseException as failure:
+            self._atomic.__exit__(type(failure), failure, failure.__traceback__)
+            raise
+        return self
+
+    def _begin(self, temporary: Path) -> None:
+        self._sink = Sink(temporary)
+        self._file = h5py.File(self._sink, "w", libver=("v108", "v108"))
         self._header = {"magic": MAGIC, "kind": self.kind, "config": self._config, "code": self._code or "-"}
         for name, text in self._header.items():
             self._file.attrs[name] = np.bytes_(text.encode())
         self._file.attrs["version"] = FORMAT_VERSION
         self._file.attrs["complete"] = np.uint8(0)
-        return self
 
     def add(self, record: str, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Append one record.
@@ -172,7 +334,9 @@ class StoreWriter:
         if not arrays:
             raise RRMError(f"{self.path}: record {record!r}: expected at least one array, got none: give its arrays")
         number = len(self._checksums)
-        self._checksums[record] = {name: self._write(f"{number:08d}.{name}", a) for name, a in arrays.items()}
+        with _signals_held():
+            self._checksums[record] = {name: self._write(f"{number:08d}.{name}", a) for name, a in arrays.items()}
+        self._sink.check()
 
     def _write(self, name: str, value: NDArray[Any]) -> int:
         array = np.require(value, requirements="C")
@@ -189,13 +353,18 @@ class StoreWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            with _signals_held():
+                try:
+                    if error is None:
+                        self._finish()
+                finally:
+                    self._file.close()
+                    self._sink.close()
             if error is None:
-                self._finish()
+                self._sink.check()
         except BaseException as failure:
-            self._file.close()
             self._atomic.__exit__(type(failure), failure, failure.__traceback__)
             raise
-        self._file.close()
         self._atomic.__exit__(kind, error, trace)
 
     def _finish(self) -> None:

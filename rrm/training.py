@@ -15,6 +15,7 @@ import json
 import math
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +42,9 @@ from rrm.distributed import (
 from rrm.errors import RRMError
 from rrm.progress import Progress
 from rrm.schedules import set_learning_rate
-from rrm.store import atomic_path
+from rrm.store import atomic_path, naming_what_failed
 from rrm.terms import Term
+from rrm.torch_files import load_torch, save_torch
 
 FORMAT = "rrm-weights-1"
 Batch = dict[str, Any]
@@ -157,26 +159,22 @@ def autocast(device: str, precision: str) -> torch.autocast:
 def save_weights(path: Path, network: nn.Module, **facts: Any) -> None:
     """Write final weights with the facts that made them (options, code hash), atomically."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    with atomic_path(path) as temporary:
-        torch.save({"format": FORMAT, "weights": state, **facts}, temporary)
+    save_torch(path, {"format": FORMAT, "weights": state, **facts})
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """Read a file of `save_weights` without unpickling anything but tensors and plain values.
+    """Read a file of `save_weights`; its checksums have to be right.
 
     Returns:
         Mapping with `weights` (name -> tensor on the CPU) and the facts.
 
     Raises:
-        RRMError: unreadable, truncated or foreign file.
+        RRMError: unreadable, truncated, damaged or foreign file.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for damaged files
-        first = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise RRMError(
-            f"{path}: expected weights written by rrm, got an unreadable file ({first}): make it again"
-        ) from None
+        content = load_torch(path)
+    except RRMError as error:
+        raise RRMError(f"{error}: delete it and run the stage that writes it again") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise RRMError(
             f"{path}: expected format {FORMAT}, got another file: give weights written by this version of rrm"
@@ -198,30 +196,59 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.checkpoint = self.folder / "last.pth"
         self.history = self.folder / "history.jsonl"
+        self._writer: ThreadPoolExecutor | None = None
+        self._writing: Future[None] | None = None
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Write the resume checkpoint over the one before, atomically."""
-        with atomic_path(self.checkpoint) as temporary:
-            torch.save(dict(state), temporary)
+        self.settle()
+        save_torch(self.checkpoint, state)
+
+    def save_behind(self, state: Mapping[str, Any]) -> None:
+        """Copy the state and write it while training goes on: of a ResNet-38 it is a gigabyte, of which disks take
+        seconds.
+        """
+        self.settle()
+        self._writer = self._writer or ThreadPoolExecutor(1, thread_name_prefix="rrm-checkpoint")
+        self._writing = self._writer.submit(save_torch, self.checkpoint, _copied(state))
+
+    def settle(self) -> None:
+        """Wait until the last checkpoint is on the disk.
+
+        Raises:
+            RRMError: it could not be written.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def load(self) -> dict[str, Any] | None:
         """The resume checkpoint, or None where there is none that can be read."""
         if not self.checkpoint.exists():
             return None
         try:
-            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged checkpoint costs time, not the result
-            tell(f"{self.checkpoint}: not readable ({type(error).__name__}): starting from step 0")
+            state: dict[str, Any] = load_torch(self.checkpoint)
+        except RRMError as error:  # a damaged checkpoint costs time, not the result
+            tell(f"{error}: starting from step 0")
             return None
         return state
 
     def keep_history_before(self, step: int) -> None:
-        """Drop history lines of steps that will be done again."""
+        """Drop history lines of steps that will be done again, and all but the last one of each step."""
         if not self.history.exists():
             return
-        lines = [line for line in self.history.read_text().splitlines() if _step_of(line) in range(step)]
+        lines = {_step_of(line): f"{line}\n" for line in self.history.read_text(errors="replace").splitlines()}
         with atomic_path(self.history) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in lines))
+            temporary.write_text("".join(lines[each] for each in sorted(lines) if each in range(step)))
+
+
+def _copied(state: Any) -> Any:
+    """The same values, tensors copied to the CPU's memory."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, Mapping):
+        return {key: _copied(value) for key, value in state.items()}
+    return [_copied(value) for value in state] if isinstance(state, list) else state
 
 
 def _step_of(line: str) -> int:
@@ -253,7 +280,7 @@ class _Recorder:
 
     def __init__(self, run: Run, start: int, progress: Progress) -> None:
         run.keep_history_before(start)
-        self._progress = progress
+        self._progress, self._history = progress, run.history
         self._file = run.history.open("a", encoding="utf-8")
         self._board: Any = None
         try:
@@ -272,8 +299,9 @@ class _Recorder:
             self._board.close()
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        with naming_what_failed(self._history):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
@@ -436,6 +464,7 @@ def fit(
         tell(f"{name}: goes on after step {start}")
     with ExitStack() as stack:
         stop = stack.enter_context(_StopRequest())
+        stack.callback(run.settle)
         recorder = stack.enter_context(_recorder(run, start, options, name)) if is_first() else None
         for step, batch in zip(range(start, options.steps), batches(start), strict=False):
             lr = set_learning_rate(optimizer, step, options.steps, options.power, schedule=options.schedule)
@@ -447,8 +476,10 @@ def fit(
             done = step + 1
             if recorder is not None:
                 recorder.add(step, {**terms, "lr": lr})
-                if done % options.checkpoint_every == 0 or done == options.steps or stopping:
+                if stopping or done == options.steps:
                     run.save(_state(task, stepper, done))
+                elif done % options.checkpoint_every == 0:
+                    run.save_behind(_state(task, stepper, done))
             if stopping and done < options.steps:
                 meet()  # torchrun ends all as soon as one has ended, and the first may still be writing
                 tell(f"{name}: stopped by SIGTERM after step {done}; the same command goes on from there")

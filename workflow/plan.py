@@ -315,6 +315,14 @@ class Plan:
         return [self.layout.submission(seed, name) for seed in self.config.seeds for name in names]
 
     @property
+    def files(self) -> list[Path]:
+        """All files that jobs make of other files, and those they make them of."""
+        groups = ("ablation", "comparison")
+        chain = [*self.intermediates(*groups), *self.confusions(*groups).values()]
+        shards = self.layout.run.glob("seed*/**/*.shards/*/*.h5")
+        return [*chain, *shards, *self.submissions, *self.tables, *self.figures]
+
+    @property
     def tables(self) -> list[Path]:
         """Every table that the configuration asks for; without masks, those of what can be known."""
         if not self.config.dataset.masks:

@@ -12,6 +12,7 @@ This stage feeds the training of both steps of the method; it implements no equa
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rrm.datasets.augmentation import TrainTransform
 from rrm.errors import RRMError, RRMErrors
-from rrm.parallel import prepare_worker
+from rrm.parallel import end_workers, prepare_worker
 from rrm.store import Store
 
 _ORDER, _SCALE, _ITEM = 0, 1, 2  # separate the random streams that come from one seed
@@ -247,6 +248,27 @@ def train_loader(
         worker_init_fn=prepare_worker,
     )
     return TrainLoader(loader, device)
+
+
+@contextmanager
+def naming_lost_workers() -> Iterator[None]:
+    """Say in one line that a process that prepares batches died, and end the others.
+
+    torch notices it anywhere in the block, not only where a batch is taken.
+
+    Raises:
+        RRMError: a worker died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        end_workers()
+        raise RRMError(
+            "workers: expected all processes that prepare batches to live, one died (killed, or out of memory): the "
+            "same command goes on from the last checkpoint; with fewer runtime.workers if memory was short"
+        ) from None
 
 
 class EvalItem(NamedTuple):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rrm.errors import RRMError
 from rrm.networks.mxnet_params import MAGIC, read_mxnet_params, resnet38_name
+from rrm.torch_files import load_torch
 
 log = logging.getLogger(__name__)
 
@@ -167,11 +168,9 @@ def _read_mxnet(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # foreign bytes make the restricted unpickler fail in many ways
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        expected = "expected a PyTorch state dict or an MXNet .params file"
-        raise RRMError(f"weights: {expected}, got {path}: {first_line}") from None
+        content = load_torch(path)
+    except RRMError as error:
+        raise RRMError(f"weights: expected a PyTorch state dict or an MXNet .params file: {error}") from None
     state = _state_dict_in(content)
     if not state:
         kind = type(content).__name__

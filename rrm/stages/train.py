@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rrm.datasets.augmentation import TrainTransform
-from rrm.datasets.loading import train_loader
+from rrm.datasets.loading import naming_lost_workers, train_loader
 from rrm.distributed import is_first, processes, rank
 from rrm.errors import RRMError
 from rrm.networks import build_network, load_reference_weights, load_weights
@@ -69,10 +69,12 @@ def train(
     options = _loop_options(call, loop)
     batches = functools.partial(_batches, photos, masks, call, loop)
     optimizer = _optimizer(task.network, loop["optimizer"])
-    fit(task, batches, optimizer, options, run, name=call.output.parent.name + "/" + call.output.stem)
+    with naming_lost_workers():
+        fit(task, batches, optimizer, options, run, name=call.output.parent.name + "/" + call.output.stem)
     if not is_first():
         return
     save_trained(call.output, task.network, kind, photos.attrs["classes"], network_options, identity)
+    run.keep_history_before(options.steps)
     with atomic_path(call.output.with_suffix(".history.jsonl")) as temporary:
         shutil.copyfile(run.history, temporary)
 

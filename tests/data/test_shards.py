@@ -72,9 +72,11 @@ def _copied(path: Path) -> None:
     shutil.copyfile(path.with_name("1of3.h5"), path)
 
 
-def _flipped(path: Path) -> None:
+def _lost_a_page(path: Path) -> None:
+    """A page of zeros in the middle: more than HDF5 leaves unused between arrays."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
+    middle = len(content) // 2
+    content[middle : middle + 4096] = bytes(4096)
     path.write_bytes(content)
 
 
@@ -90,7 +92,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights": (lambda path: _write(path, "2/3", attrs={**ATTRS, "trained": {}}), "expected the attributes of 1of3"),
     "list": (lambda path: _write(path, "2/3", ids=IDS[::-1]), "expected the list of photos of 1of3"),
     "other photos": (lambda path: _write(path, "2/3", written=IDS[:4]), "expected the photos of the list in order"),
-    "damaged": (_flipped, "2of3.h5: expected a 'probabilities'"),
+    "damaged": (_lost_a_page, "2of3.h5: expected a 'probabilities'"),
     "foreign": (lambda path: path.write_text("no store"), "got a file that is not HDF5"),
 }
 

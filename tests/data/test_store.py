@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import h5py
 import numpy as np
 import pytest
 
+from rrm.alive import name_of
 from rrm.errors import RRMError
-from rrm.store import FORMAT_VERSION, Store, StoreWriter, atomic_path
+from rrm.store import FORMAT_VERSION, Sink, Store, StoreWriter, atomic_path
 
 ARRAYS = {
     "uint8": np.arange(90 * 80 * 3, dtype=np.uint8).reshape(90, 80, 3),
@@ -140,7 +142,7 @@ def test_atomic_path_names_the_process_and_keeps_the_suffix(tmp_path: Path) -> N
     target = tmp_path / "new" / "figure.png"
     with atomic_path(target) as temporary:
         assert temporary.parent == target.parent and temporary.suffix == ".png"
-        assert str(os.getpid()) in temporary.name and temporary.name.startswith(".")
+        assert f"-{os.getpid()}-" in temporary.name and temporary.name.startswith(".")
         temporary.write_bytes(b"1")
         assert not target.exists()
     assert target.read_bytes() == b"1" and list(target.parent.iterdir()) == [target]
@@ -164,17 +166,67 @@ def test_atomic_path_replaces_and_cleans_up(tmp_path: Path) -> None:
     assert target.read_text() == "new"
 
 
+def _dead_process() -> str:
+    """Name of a process of this machine that has ended."""
+    process = multiprocessing.get_context("spawn").Process(target=os.getpid)
+    process.start()
+    name = name_of(process.pid)
+    process.join()
+    return name
+
+
+def test_files_of_dead_processes_are_removed_and_no_others(tmp_path: Path) -> None:
+    reborn = name_of(os.getppid()) + "9"  # another process has the number of one that has ended
+    dead = [f".store.tmp-{_dead_process()}.h5", ".other.tmp-0123abcd-7-1.pth", f".x.tmp-{reborn}.h5"]
+    others = [f".x.tmp-{name_of(os.getppid())}.h5", ".y.tmp-0123abcd-8-1.h5", ".z.tmp-notes.txt", "a.tmp-1.h5"]
+    for name in dead + others:
+        (tmp_path / name).write_text("half")
+    an_hour_ago = time.time() - 3700
+    os.utime(tmp_path / dead[1], (an_hour_ago, an_hour_ago))  # of another machine, whose processes nobody knows here
+    with atomic_path(tmp_path / "store.h5") as temporary:
+        temporary.write_text("new")
+    assert {path.name for path in tmp_path.iterdir()} == {*others, "store.h5"}
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_hdf5_writes_comes_after_the_record(
+    tmp_path: Path, kind: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inside HDF5 its exception would be printed and lost, and the record with it."""
+    write_really = Sink.write
+
+    def interrupted(sink: Sink, data: object) -> int:
+        os.kill(os.getpid(), kind)
+        return write_really(sink, data)
+
+    def stop(number: int, frame: object) -> None:
+        raise InterruptedError
+
+    before = signal.signal(kind, stop)
+    try:
+        with StoreWriter(tmp_path / "store.h5", "masks", {}, "", compression=None) as writer:
+            monkeypatch.setattr(Sink, "write", interrupted)
+            with pytest.raises(InterruptedError):
+                writer.add("a", {"mask": np.arange(100_000)})
+            monkeypatch.undo()
+            writer.add("b", {"mask": np.zeros(3)})
+    finally:
+        signal.signal(kind, before)
+    np.testing.assert_array_equal(Store(tmp_path / "store.h5", "masks").read("a", "mask"), np.arange(100_000))
+
+
 # ---- refusing ----
 
 
-@pytest.mark.parametrize("share", [0.0, 0.00001, 0.0005, 0.01, 0.3, 0.9, 0.99999])
-def test_truncated_files_are_refused(stored: Path, share: float) -> None:
+def test_files_truncated_anywhere_are_refused(stored: Path) -> None:
     data = stored.read_bytes()
-    stored.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(RRMError) as error:
-        Store(stored, "masks")
-    text = one_line(error, stored)
-    assert "truncated" in text or "not HDF5" in text
+    sizes = {*range(100), *np.random.default_rng(0).integers(0, len(data), 300).tolist(), len(data) - 1}
+    for size in sorted(sizes, reverse=True):
+        os.truncate(stored, size)
+        with pytest.raises(RRMError) as error:
+            Store(stored, "masks")
+        text = one_line(error, stored)
+        assert "truncated" in text or "not HDF5" in text
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,15 +61,16 @@ def _equal(a: nn.Module, b: nn.Module) -> bool:
 
 @pytest.mark.parametrize("stop", range(1, STEPS))
 def test_interrupted_anywhere_ends_with_identical_weights(tmp_path: Path, stop: int) -> None:
-    def interrupted(start: int) -> Iterable[dict[str, Any]]:
-        for step, batch in enumerate(_batches(start), start):
-            if step == stop:
-                raise InterruptedError
-            yield batch
+    begun = []
+
+    def counted(start: int) -> Iterable[dict[str, Any]]:
+        begun.append(start)
+        return _batches(start)
 
     with pytest.raises(InterruptedError):
-        _train(tmp_path / "killed", interrupted)
-    assert _equal(_train(tmp_path / "killed"), _train(tmp_path / "whole"))
+        _train(tmp_path / "killed", _interrupted_at(stop))
+    assert _equal(_train(tmp_path / "killed", counted), _train(tmp_path / "whole"))
+    assert 0 <= stop - begun[0] < 2  # what is done again is less than an interval
     steps = [json.loads(line)["step"] for line in next((tmp_path / "killed").glob("*/history.jsonl")).open()]
     assert steps == list(range(STEPS))
 
@@ -87,11 +90,78 @@ def test_sigterm_saves_the_step_and_exits_with_143(tmp_path: Path) -> None:
     assert _equal(_train(tmp_path / "run"), _train(tmp_path / "whole"))
 
 
-def test_a_damaged_checkpoint_costs_time_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def _flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 8]) + data[at + 1 :]
+
+
+def _tensor_at(path: Path) -> int:
+    """Where the bytes of the first tensor begin in a file of torch."""
+    with zipfile.ZipFile(path) as archive:
+        name = next(each for each in archive.namelist() if "/data/" in each)
+        return path.read_bytes().find(archive.read(name))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "foreign"])
+def test_a_damaged_checkpoint_costs_time_only(tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
     expected = _train(tmp_path / "run")
-    next((tmp_path / "run").glob("*/last.pth")).write_bytes(b"PK damaged")
+    path = next((tmp_path / "run").glob("*/last.pth"))
+    data = path.read_bytes()
+    made = {"truncated": data[:-100], "flipped": _flipped(data, _tensor_at(path) + 1), "foreign": b"PK damaged"}
+    path.write_bytes(made[damage])
     assert _equal(_train(tmp_path / "run"), expected)
-    assert "starting from step 0" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"{path}: expected a file that torch.save wrote, got " in told and "starting from step 0" in told
+
+
+def test_a_full_disk_while_a_checkpoint_is_written_stops_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: object) -> None:
+        raise RRMError(f"{path}: expected room")
+
+    monkeypatch.setattr("rrm.training.save_torch", full)
+    with pytest.raises(RRMError, match=r"last.pth: expected room"):
+        _train(tmp_path)
+
+
+def test_a_checkpoint_is_of_its_step_though_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved, go = [], threading.Event()
+
+    def slowly(path: Path, content: Any) -> None:
+        go.wait(10)
+        saved.append((content["step"], content["network"]["body.0.weight"].clone()))
+
+    def watched(start: int) -> Iterator[dict[str, Any]]:
+        for step, batch in enumerate(_batches(start), start):
+            if step == 3:  # one step was done since the checkpoint of step 2 was taken
+                go.set()
+            yield batch
+
+    monkeypatch.setattr("rrm.training.save_torch", slowly)
+    _train(tmp_path / "run", watched)
+    monkeypatch.undo()
+    with pytest.raises(InterruptedError):
+        _train(tmp_path / "short", _interrupted_at(2))
+    state = torch.load(next((tmp_path / "short").glob("*/last.pth")), weights_only=True)
+    assert [step for step, _ in saved] == [2, 4, 6, 7]
+    assert saved[0][0] == state["step"] and torch.equal(saved[0][1], state["network"]["body.0.weight"])
+
+
+def _interrupted_at(stop: int) -> Any:
+    def batches(start: int) -> Iterator[dict[str, Any]]:
+        for step, batch in enumerate(_batches(start), start):
+            if step == stop:
+                raise InterruptedError
+            yield batch
+
+    return batches
+
+
+def test_history_of_a_training_done_twice_has_each_step_once(tmp_path: Path) -> None:
+    run = Run(tmp_path, {})
+    run.history.write_text('{"step": 0, "a": 1}\n{"step": 1, "a": 2}\n{"step": 0, "a": 1}\n{"step": 1, "a": 3}\n{"st')
+    run.keep_history_before(2)
+    assert run.history.read_text() == '{"step": 0, "a": 1}\n{"step": 1, "a": 3}\n'
 
 
 def test_not_finite_loss_names_step_terms_and_checkpoint(tmp_path: Path) -> None:
@@ -144,9 +214,12 @@ def test_weights_file_round_trip_and_refusals(tmp_path: Path) -> None:
         content["weights"]["body.0.weight"], network.state_dict()["body.0.weight"]
     )
     whole = (tmp_path / "net.pth").read_bytes()
+    save_weights(tmp_path / "again.pth", network, note="x")
+    assert (tmp_path / "again.pth").read_bytes() == whole
+    (tmp_path / "flipped.pth").write_bytes(_flipped(whole, _tensor_at(tmp_path / "net.pth")))
     (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
     torch.save({"format": "other"}, tmp_path / "foreign.pth")
-    for name in ("cut", "foreign", "absent"):
+    for name in ("cut", "flipped", "foreign", "absent"):
         with pytest.raises(RRMError, match=f"{name}.pth: expected"):
             read_weights(tmp_path / f"{name}.pth")
 

@@ -27,7 +27,7 @@ class Project:
     def snakemake(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run Snakemake there, as a user does."""
         command = [sys.executable, "-m", "snakemake", "--cores", "8", "--nocolor", *arguments]
-        return subprocess.run(command, cwd=self.root, capture_output=True, text=True, check=False, timeout=300)
+        return subprocess.run(command, cwd=self.root, capture_output=True, text=True, check=False, timeout=600)
 
     def planned(self, *arguments: str) -> set[str]:
         """Outputs of the jobs that Snakemake would run, below `results/`."""
@@ -51,10 +51,10 @@ def small_config() -> dict[str, Any]:
     return config
 
 
-def clone_into(root: Path) -> Project:
-    """Copy the workflow and the package."""
+def clone_into(root: Path, repository: Path = REPOSITORY) -> Project:
+    """Copy the workflow and the package, of another copy too."""
     for part in PARTS:
-        source, ignore = REPOSITORY / part, shutil.ignore_patterns("*.pyc")  # what Numba compiled stays
+        source, ignore = repository / part, shutil.ignore_patterns("*.pyc")  # what Numba compiled stays
         if source.is_dir():
             shutil.copytree(source, root / part, ignore=ignore)
         else:

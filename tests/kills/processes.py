@@ -1,0 +1,88 @@
+"""The processes of a project's folder, as /proc shows them: the driver, its stages and their workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process, as it was when it was looked at."""
+
+    pid: int
+    parent: int
+    arguments: tuple[str, ...]
+
+    @property
+    def stage(self) -> str:
+        """Name of the stage that it runs or works for, empty for others."""
+        return self.arguments[3] if self.arguments[1:3] == ("-m", "rrm") and len(self.arguments) > 3 else ""
+
+
+def processes_in(root: Path) -> dict[int, Process]:
+    """All that work in a folder, by number, orphans too; those that are dead but not yet waited for are left out."""
+    return _read(entry for entry in PROC.iterdir() if entry.name.isdigit() and _works_in(entry, root))
+
+
+def below(pid: int) -> dict[int, Process]:
+    """All that a process has started, directly or not, by number. Cheap enough to be asked for again and again."""
+    found: list[Path] = []
+    waiting = [pid]
+    while waiting:
+        for task in PROC.glob(f"{waiting.pop()}/task/*/children"):
+            with suppress(OSError):  # it has ended meanwhile
+                children = [int(number) for number in task.read_text().split()]
+                waiting += children
+                found += [PROC / str(child) for child in children]
+    return _read(found)
+
+
+def _works_in(entry: Path, root: Path) -> bool:
+    try:
+        return (entry / "cwd").readlink() == root
+    except OSError:  # it has ended meanwhile, or is another user's
+        return False
+
+
+def _read(entries: Iterable[Path]) -> dict[int, Process]:
+    found = {}
+    for entry in entries:
+        with suppress(OSError):
+            found[int(entry.name)] = _process(entry)
+    return {pid: process for pid, process in found.items() if process.arguments}
+
+
+def _process(entry: Path) -> Process:
+    status = (entry / "stat").read_text().rpartition(")")[2].split()
+    arguments = tuple((entry / "cmdline").read_text(errors="replace").split("\0")[:-1])
+    return Process(int(entry.name), int(status[1]), () if status[0] in "ZX" else arguments)
+
+
+def stages(found: dict[int, Process]) -> list[Process]:
+    """Those that run a stage; workers that were forked from one have the same arguments."""
+    return [each for each in found.values() if each.stage and not _for_a_stage(each, found)]
+
+
+def workers(found: dict[int, Process]) -> list[Process]:
+    """Those that work for a stage: they prepare batches, or run CRFs."""
+    tracker = "resource_tracker"  # multiprocessing's own
+    return [each for each in found.values() if _for_a_stage(each, found) and tracker not in " ".join(each.arguments)]
+
+
+def _for_a_stage(process: Process, found: dict[int, Process]) -> bool:
+    return process.parent in found and bool(found[process.parent].stage)
+
+
+def send(pid: int, kind: int) -> bool:
+    """Send a signal; gives whether the process was there."""
+    try:
+        os.kill(pid, kind)
+    except ProcessLookupError:
+        return False
+    return True
