@@ -26,6 +26,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -50,6 +51,8 @@ FORMAT_VERSION = 1
 _LEVEL = 1  # of gzip
 # What h5py raises on damaged metadata, depending on where the damage is.
 _DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError)
+_HEADER = ("magic", "version", "kind", "config", "code", "complete", "index_crc32")
+_MOST_PACKED = 1100  # times that gzip makes data smaller, at the most
 _AGAIN = "delete it and run the stage that writes it again"
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_RIGHT = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -57,6 +60,7 @@ _LEFT_OVER = re.compile(rf"\..+\.tmp-({PATTERN})(\.[^.]*)?")
 _LONGEST_NAME = 180  # bytes; file systems take 255, and a temporary name has more
 _LEFT_OVER_SECONDS = 3600  # a writer elsewhere adds to its file more often than that
 Result = TypeVar("Result")
+Checksums = Sequence[dict[str, int]] | Mapping[int, dict[str, int]]
 
 
 @contextmanager
@@ -454,7 +458,7 @@ class Store:
 
     def _read_header(self, file: h5py.File) -> None:
         try:
-            header = {name: _text(value) for name, value in file.attrs.items()}
+            header = {name: _text(file.attrs[name]) for name in _HEADER if name in file.attrs}
         except _DAMAGE as error:
             raise self._fault("a damaged header") from error
         if header.get("magic") != MAGIC:
@@ -473,21 +477,24 @@ class Store:
     def _parse(self, text: Any) -> dict[str, Any]:
         try:
             value: dict[str, Any] = json.loads(text)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise self._fault("a damaged configuration or index") from error
+        if not isinstance(value, dict):
+            raise self._fault("a damaged configuration or index")
         return value
 
     def _read_index(self, file: h5py.File) -> None:
         try:
-            data = file["index"][()]
+            data = _array(file, "index")
         except _DAMAGE as error:
             raise self._fault("a file without a readable index") from error
         if _index_checksum(data, self._header) != self._header.get("index_crc32"):
             raise self._fault("a damaged header or index (its CRC-32 does not match)")
         index = self._parse(data.tobytes())
-        self.ids: tuple[str, ...] = tuple(index["ids"])
-        self.attrs: dict[str, Any] = index["attrs"]
-        self._checksums: Sequence[dict[str, int]] | Mapping[int, dict[str, int]] = index["crc32"]
+        try:
+            self.ids, self.attrs, self._checksums = _records(index)
+        except _DAMAGE as error:
+            raise self._fault("a damaged configuration or index") from error
         self._numbers = {record: number for number, record in enumerate(self.ids)}
 
     def __len__(self) -> int:
@@ -521,7 +528,7 @@ class Store:
             raise RRMError(f"{self.path}: record {record!r}: expected one of {', '.join(names)}, got {name!r}")
         number = self._numbers[record]
         try:
-            array: NDArray[Any] = np.asarray(self._file()[f"{number:08d}.{name}"][()])
+            array = _array(self._file(), f"{number:08d}.{name}")
         except _DAMAGE as error:
             raise self._fault(f"no readable array {name!r} of record {record!r}") from error
         if _checksum(array) != self._checksums[number][name]:
@@ -562,8 +569,43 @@ class Store:
 
 
 def _text(value: Any) -> Any:
-    """A header value as Python sees it: text from fixed-length bytes, numbers as they are."""
+    """A header value as Python sees it: text from fixed-length bytes, whole numbers as they are, nothing else."""
+    if not isinstance(value, bytes | str | int | np.integer):
+        raise ValueError(f"expected a text or a whole number, got {type(value).__name__}")
     return value.decode() if isinstance(value, bytes) else value
+
+
+def _records(index: Any) -> tuple[tuple[str, ...], dict[str, Any], Checksums]:
+    """Ids, extra attributes and checksums in an index.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none.
+    """
+    ids, attrs, checksums = index["ids"], index["attrs"], index["crc32"]
+    lists = isinstance(ids, list) and isinstance(attrs, dict) and isinstance(checksums, list)
+    if not lists or not len(set(ids)) == len(ids) == len(checksums):
+        raise ValueError("expected a checksum for each of the records")
+    if not all(isinstance(each, str) for each in ids) or not all(isinstance(each, dict) for each in checksums):
+        raise ValueError("expected records by name")
+    return tuple(ids), attrs, checksums
+
+
+def _array(file: h5py.File, name: str) -> NDArray[Any]:
+    """An array that lies in the file itself, as it was written.
+
+    Raises:
+        ValueError: a link, numbers that lie in another file, no numbers, or more than the bytes
+            in the file can hold.
+    """
+    if "/" in name or not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise ValueError("a link")
+    found = file[name]
+    if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual or found.dtype.kind not in "biuf":
+        raise ValueError("no numbers in this file")
+    chunk = math.prod(found.chunks or (0,)) * found.dtype.itemsize
+    if max(found.nbytes, chunk) > _MOST_PACKED * found.id.get_storage_size():
+        raise ValueError("more numbers than the bytes in the file can hold")
+    return np.asarray(found[()])
 
 
 def _why_not_open(path: Path, error: OSError) -> str:

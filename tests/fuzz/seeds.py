@@ -12,6 +12,7 @@ import tarfile
 import tempfile
 import zlib
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -490,6 +491,21 @@ def _soft_loop(file: Any) -> None:
     file["index"] = h5py.SoftLink("/index")
 
 
+def _with_index(change: Callable[[dict[str, Any]], object]) -> Callable[[Any], None]:
+    """A change of the index, its checksum right."""
+    from rrm.store import _index_checksum
+
+    def tamper(file: Any) -> None:
+        index = json.loads(file["index"][()].tobytes())
+        change(index)
+        data = np.frombuffer(json.dumps(index).encode(), np.uint8)
+        _replace(file, "index", data=data)
+        header = {name: value.decode() for name, value in file.attrs.items() if isinstance(value, bytes)}
+        file.attrs["index_crc32"] = _index_checksum(data, header)
+
+    return tamper
+
+
 _HUGE = {"shape": (2**40,), "dtype": "u1", "chunks": (2**20,), "compression": "gzip"}
 _TAMPERINGS = (
     _external_link,
@@ -505,4 +521,16 @@ _TAMPERINGS = (
     lambda file: file.attrs.__setitem__("config", np.zeros(3, [("a", "i4"), ("b", "f4")])),
     lambda file: file.attrs.__setitem__("code", "text"),
     lambda file: (file.pop("index"), file.create_group("index")),
+    *map(
+        _with_index,
+        (
+            lambda index: index.pop("ids"),
+            lambda index: index.update(ids=3),
+            lambda index: index.update(ids=[[1]]),
+            lambda index: index["ids"].append("x"),
+            lambda index: index.update(crc32=[3]),
+            lambda index: index.update(crc32=[{"a/../index": 0, "../x": None}]),
+            lambda index: index.update(attrs=[]),
+        ),
+    ),
 )
