@@ -22,7 +22,7 @@ BENCH_ARGS = --device $(DEVICE) $(if $(PHOTOS),--photos $(PHOTOS))
 SNAKEFILES := Snakefile workflow
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help install test fuzz bench lint docs format audit lock schema unlock clean FORCE
+.PHONY: help install test fuzz bench bench-gpu lint docs format audit lock schema unlock clean FORCE
 
 help: ## list the targets
 	@grep -hE '^[^ :=]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-22s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ bench: $(STAMP) ## speed and memory of CRF, mining and energy against pydensecrf
 	done
 	@echo "+ input_pipeline"; python -m benchmarks.input_pipeline --workers $(CORES) $(if $(PHOTOS),--photos $(PHOTOS)) \
 	  --out results/benchmarks/input_pipeline.json
+
+bench-gpu: $(STAMP) ## all that is to be measured on a GPU, in 15 minutes, into results/benchmarks/gpu; PHOTOS=folder
+	@python -m benchmarks.gpu $(if $(PHOTOS),--photos $(PHOTOS)) --out results/benchmarks/gpu
 
 lint: $(STAMP) ## all linters, nothing is changed
 	@status=0; \

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from rrm.rates import processor
+from rrm.usage import processor
 
 FORMAT = 2
 PACKAGES = ("torch", "numpy", "numba", "pydensecrf2", "triton")
@@ -166,8 +166,13 @@ def _peaks(side: Mapping[str, Any]) -> tuple[str, str]:
 
 def write(path: Path, results: list[dict[str, Any]], facts: Mapping[str, Any]) -> None:
     """Write results as JSON (`schema.json`) and print them."""
+    put(path, results, facts)
+    print(markdown(results), flush=True)
+
+
+def put(path: Path, results: list[dict[str, Any]], facts: Mapping[str, Any]) -> None:
+    """Write results as JSON (`schema.json`)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(json.dumps({"format": FORMAT, "machine": facts, "results": results}, indent=1) + "\n")
     os.replace(temporary, path)
-    print(markdown(results), flush=True)

@@ -26,7 +26,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import numpy as np
@@ -34,7 +34,6 @@ import torch
 
 from benchmarks.filtering import photos
 from benchmarks.harness import busy_machine, metadata, quartiles, time_summary, write
-from rrm.config import OneStep, load, merge
 from rrm.crf import DenseCRF
 from rrm.networks import build_network
 from rrm.parallel import prepare_process
@@ -44,6 +43,9 @@ from rrm.schedules import build_optimizer
 from rrm.tasks import OneStepTask
 from rrm.terms import Term
 from rrm.training import Batch, Counts, LoopOptions, Run, Task, fit
+
+if TYPE_CHECKING:
+    from rrm.config import OneStep
 
 CLASSES = 20
 PREFIX, STEP, REST = "rrm.", "step", "rest"
@@ -86,6 +88,15 @@ class Clock:
             torch.cuda.synchronize()
         return [self._sums(spans) for spans in self._steps]
 
+    def seconds_after(self, first: int) -> float:
+        """From the end of step `first`, counted from 0, to that of the last one: waiting for batches counts."""
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        return self._elapsed(self._steps[first][-1][2], self._steps[-1][-1][2]) / 1e3
+
+    def _elapsed(self, start: Any, stop: Any) -> float:
+        return float(start.elapsed_time(stop) if self._on_gpu else 1e3 * (stop - start))
+
     def _now(self) -> Any:
         if not self._on_gpu:
             return time.perf_counter()
@@ -96,8 +107,7 @@ class Clock:
     def _sums(self, spans: list[tuple[str, Any, Any]]) -> dict[str, float]:
         sums: dict[str, float] = {}
         for name, start, stop in spans:
-            elapsed = start.elapsed_time(stop) if self._on_gpu else 1e3 * (stop - start)
-            sums[name] = sums.get(name, 0.0) + elapsed
+            sums[name] = sums.get(name, 0.0) + self._elapsed(start, stop)
         whole = sums.pop(STEP)
         return {STEP: whole, **sums, REST: whole - sum(sums.values())}
 
@@ -138,6 +148,8 @@ class TakingTurns(Task):
 
 def options(recipe: str, size: str, configs: Sequence[Path], changes: Mapping[str, Any]) -> OneStep:
     """Options of the section `one_step`: those of config files, or a recipe at a size, with `changes`."""
+    from rrm.config import OneStep, load, merge
+
     base = load(*configs).one_step.model_dump() if configs else merge(ONE_STEP_RECIPES[recipe], SIZES[size])
     return OneStep.model_validate(merge({"recipe": recipe, **base}, changes))
 
@@ -193,7 +205,7 @@ def profile(values: OneStep, folder: Path | None, device: str, repeats: int, war
     return {
         "case": f"one training step, {loop.batch_size} crops of {loop.crop}x{loop.crop}",
         "facts": _facts(values, task.network),
-        "sides": {name: _side(each, reference, loop.batch_size) for name, each in times.items()},
+        "sides": {name: side_of(each, reference, loop.batch_size) for name, each in times.items()},
     }
 
 
@@ -204,7 +216,7 @@ def _facts(values: OneStep, network: Any) -> dict[str, Any]:
     }
 
 
-def _side(steps: Sequence[Mapping[str, float]], reference: float, images: int) -> dict[str, Any]:
+def side_of(steps: Sequence[Mapping[str, float]], reference: float, images: int) -> dict[str, Any]:
     whole = [step[STEP] for step in steps]
     median = statistics.median(whole)
     parts = {name: [step[name] for step in steps] for name in steps[0] if name != STEP}

@@ -102,14 +102,14 @@ def normalize_cam(cam: Array, present: Array | None = None, eps: float = 1e-5) -
         The shape, kind and dtype of `cam`, in 0..1 (below 1).
 
     Raises:
-        RRMError: shapes do not fit, or NaN.
+        RRMError: shapes do not fit, or NaN; on a GPU, which a look would make wait, NaN stays NaN in its class.
 
     Example:
         >>> normalize_cam(np.array([[[0.0, 2.0]]]), eps=1e-9).round(3).tolist()
         [[[0.0, 1.0]]]
     """
     if isinstance(cam, torch.Tensor):
-        _check_cam(cam.shape, bool(torch.isfinite(cam).all()))
+        _check_cam(cam.shape, cam.is_cuda or bool(torch.isfinite(cam).all()))
         positive = cam.clamp(min=0)
         return _present_only(positive / (positive.amax(dim=(-2, -1), keepdim=True) + eps), present)
     _check_cam(cam.shape, bool(np.isfinite(cam).all()))

@@ -11,9 +11,9 @@ On the CPU the kernels are compiled lattices (`rrm.gaussian.lattice_cpu`), on a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -257,12 +257,7 @@ class _Item:
     probs: torch.Tensor
 
     def logits(self, temperature: float) -> torch.Tensor:
-        """The negative unary energies (R,K,H,W).
-
-        Raises:
-            RRMError: probabilities are NaN or infinite.
-        """
-        _check_finite(*self.probs.aminmax())
+        """The negative unary energies (R,K,H,W), NaN where probabilities are."""
         return unary_energy(self.probs) / -temperature
 
 
@@ -315,6 +310,7 @@ def _in_groups(crf: DenseCRF, items: list[_Item]) -> list[torch.Tensor]:
     for position, item in enumerate(items):
         groups.setdefault((item.image.shape, len(item.probs), item.probs.device), []).append(position)
     results: dict[int, torch.Tensor] = {}
+    _check_all_finite([item.probs for item in items])
     for positions in groups.values():
         most = max(items[position].probs.shape[1] for position in positions)
         logits = torch.stack([_filled_up(items[position].logits(crf.temperature), most) for position in positions])
@@ -330,24 +326,44 @@ def _filled_up(logits: torch.Tensor, classes: int) -> torch.Tensor:
 
 def _mean_field(crf: DenseCRF, images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """Mean field of a batch on its device; images (N,H,W,3), logits and result (N,R,K,H,W)."""
-    batch, models, classes, height, width = logits.shape
-    position = position_features(height, width, crf.gaussian_sigma, images.device).expand(batch, -1, -1)
-    photos = images.permute(0, 3, 1, 2)
-    colour = position_colour_features(photos, crf.bilateral_sigma_xy, crf.bilateral_sigma_rgb)
-    terms = [
-        (GaussianFilter(features, crf.backend, normalization="symmetric"), weight)
-        for features, weight in ((position, crf.gaussian_weight), (colour, crf.bilateral_weight))
-        if weight > 0
-    ]
+    batch, models, classes, _, _ = logits.shape
+    terms = list(_messages(crf, images))
     unary = logits.reshape(batch, models, classes, -1).permute(0, 3, 1, 2)
     q = unary.softmax(dim=3)
     for _ in range(crf.iterations if terms else 0):
         before = q
-        brought = sum(weight * kernel.apply(q.flatten(2)) for kernel, weight in terms)
+        brought = sum(weight * send(q.flatten(2)) for send, weight in terms)
         q = (unary + torch.as_tensor(brought).view(q.shape)).softmax(dim=3)
         if crf.tolerance > 0 and bool((q - before).abs().max() < crf.tolerance):
             break
     return q.permute(0, 2, 3, 1).reshape(logits.shape)
+
+
+def _messages(crf: DenseCRF, images: torch.Tensor) -> Iterator[tuple[Callable[[torch.Tensor], torch.Tensor], float]]:
+    """The filters of images (N,H,W,3), which take (N,H*W,K), and their weights."""
+    if crf.gaussian_weight > 0:
+        how = (crf.gaussian_sigma, crf.backend, images.device, torch.are_deterministic_algorithms_enabled())
+        position = _position_filter(images.shape[1], images.shape[2], *how)
+        yield partial(_filtered_together, position), crf.gaussian_weight
+    if crf.bilateral_weight > 0:
+        colour = position_colour_features(images.permute(0, 3, 1, 2), crf.bilateral_sigma_xy, crf.bilateral_sigma_rgb)
+        yield GaussianFilter(colour, crf.backend, normalization="symmetric").apply, crf.bilateral_weight
+
+
+@lru_cache(maxsize=8)
+def _position_filter(
+    height: int, width: int, sigma: float, backend: str, device: torch.device, deterministic: bool
+) -> GaussianFilter:
+    """That of all photos of a size: building it makes a GPU wait, and training steps have the size of those before."""
+    del deterministic  # chooses the kernel of the filter
+    return GaussianFilter(position_features(height, width, sigma, device), backend, normalization="symmetric")
+
+
+def _filtered_together(kernel: GaussianFilter, values: torch.Tensor) -> torch.Tensor:
+    """The same filter for each of (N,P,K) values, whose images become channels."""
+    batch, points, channels = values.shape
+    filtered = kernel.apply(values.transpose(0, 1).reshape(1, points, batch * channels))
+    return filtered.view(points, batch, channels).transpose(0, 1)
 
 
 def _pydensecrf(crf: DenseCRF, item: _Item) -> torch.Tensor:
@@ -363,6 +379,7 @@ def _pydensecrf(crf: DenseCRF, item: _Item) -> torch.Tensor:
     if classes == 1:
         return torch.ones_like(item.probs)
     results = []
+    _check_all_finite([item.probs])
     for logits in item.logits(crf.temperature).cpu():
         model = package.DenseCRF2D(width, height, classes)
         model.setUnaryEnergy((-logits).reshape(classes, -1).contiguous().numpy())
@@ -411,6 +428,14 @@ def _check_finite(smallest: Any, largest: Any) -> None:
     """Refuse probabilities by their bounds; NaN anywhere makes both NaN."""
     if not (np.isfinite(float(smallest)) and np.isfinite(float(largest))):
         raise RRMError("probs: expected finite numbers, got NaN or infinity: look at what made them")
+
+
+def _check_all_finite(probs: Sequence[torch.Tensor]) -> None:
+    """`_check_finite` of several tensors, with one look at all that are on one device: each makes a GPU wait."""
+    for device in {each.device for each in probs}:
+        bounds = [torch.stack(each.aminmax()) for each in probs if each.device == device]
+        lowest, highest = torch.stack(torch.stack(bounds).aminmax()).tolist()
+        _check_finite(lowest, highest)
 
 
 def _check_probabilities(probs: torch.Tensor, size: tuple[int, ...]) -> None:

@@ -140,7 +140,7 @@ def _version(package: str) -> str | None:
 
 
 def _processors() -> Iterator[Finding]:
-    from rrm.rates import processor
+    from rrm.usage import processor
 
     usable, all_of_them = len(os.sched_getaffinity(0)), os.cpu_count()
     threads = os.environ.get("OMP_NUM_THREADS", "not set")

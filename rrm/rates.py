@@ -14,7 +14,6 @@ import json
 import math
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -34,7 +33,7 @@ from rrm.limits import TEXT_BYTES, read_file
 from rrm.pipeline import Layout, network_section, stage_options
 from rrm.shards import KINDS, own_share, shard_path
 from rrm.store import Store, StoreWriter
-from rrm.usage import Usage
+from rrm.usage import Usage, processor
 
 _NO_COST = {"steps", "checkpoint_every", "seed", "ratio", "split", "weights", "weights_format"}
 _LEARNING_RATE = 1e-12  # leaves weights as they are, so that random ones behind frozen batch norms overflow nowhere
@@ -358,14 +357,6 @@ def _machine(device: str, threads: int) -> dict[str, Any]:
 
     name = torch.cuda.get_device_name() if device == "cuda" else processor()
     return {"device": name, "threads": threads, "torch": torch.__version__, "python": platform.python_version()}
-
-
-def processor() -> str:
-    """Name of this machine's processor."""
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
-    found = re.search(r"model name\s*:\s*(.+)", text)
-    return found[1].strip() if found else platform.processor()
 
 
 def _short(error: Exception) -> str:

@@ -327,8 +327,11 @@ class _Channels(NamedTuple):
 
 
 def _present_channels(cams: torch.Tensor, present: torch.Tensor) -> _Channels:
+    """Raises RRMError where `present` is not finite: a GPU is asked for that and for the counts at once."""
     wanted = present > PRESENCE_THRESHOLD
-    counts = wanted.sum(dim=1).tolist()
+    *counts, finite = torch.cat([wanted.sum(dim=1), torch.isfinite(present).all()[None]]).tolist()
+    if not finite:
+        raise RRMError(f"present: expected booleans or finite numbers, got {present.dtype} or NaN: give 0 or 1 a class")
     order = torch.argsort(~wanted, dim=1, stable=True)[:, : max(counts, default=0)]
     chosen = torch.gather(cams, 1, order[:, :, None, None].expand(-1, -1, *cams.shape[2:]))
     chosen = chosen * torch.gather(wanted, 1, order)[:, :, None, None]
@@ -417,8 +420,8 @@ def _check_batch(images: torch.Tensor, cams: torch.Tensor, present: torch.Tensor
         raise RRMError(
             f"present: expected shape ({cams.shape[1]},) with fewer than 255 classes, got {tuple(present.shape[1:])}"
         )
-    if present.is_complex() or not bool(torch.isfinite(present).all()):
-        raise RRMError(f"present: expected booleans or finite numbers, got {present.dtype} or NaN: give 0 or 1 a class")
+    if present.is_complex():
+        raise RRMError(f"present: expected booleans or finite numbers, got {present.dtype}: give 0 or 1 a class")
     if valid is not None and (valid.shape != cams[:, 0].shape or valid.dtype != torch.bool):
         raise RRMError(
             f"valid: expected bool {tuple(cams.shape[2:])}, got {valid.dtype} {tuple(valid.shape[1:])}: True marks "

@@ -16,7 +16,7 @@ import math
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -47,6 +47,8 @@ from rrm.terms import Term
 from rrm.torch_files import load_torch, save_torch
 
 FORMAT = "rrm-weights-1"
+COMPILER: Mapping[str, Any] = {"dynamic": False, "options": {"fallback_random": True}}
+"""Arguments of `torch.compile`: code for each size, for crops have few, and the random numbers of code that is not."""
 Batch = dict[str, Any]
 Counts = Mapping[str, Tensor | None]
 """Counts of `rrm.terms.Term`, by the name of the term."""
@@ -100,6 +102,7 @@ class LoopOptions:
     clip_gradient: float | None = None
     checkpoint_every: int = 200
     device: str = "cpu"
+    compile: bool = False
     log_seconds: float = 10.0
 
 
@@ -332,6 +335,30 @@ def _to_device(batch: Batch, device: str) -> Batch:
     return moved
 
 
+@contextmanager
+def _compiling(network: Any, wanted: bool) -> Iterator[None]:
+    """Let `torch.compile` make the code of a network's parts, in place: names and values of weights stay.
+
+    Raises:
+        RRMError: there is no compiler, or it fails; code is made at the first call of a part with inputs of a new kind.
+    """
+    if not wanted:
+        yield
+        return
+    try:
+        for part in network.parts_to_compile():
+            part.compile(**COMPILER)
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton")):
+            raise
+        first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise RRMError(
+            f"runtime.compile: expected torch.compile to work, got {first}: install what it misses (a C++ compiler and "
+            "Python's headers; on a GPU Triton), or set it to false"
+        ) from error
+
+
 def _check_finite(terms: Mapping[str, float], step: int, run: Run) -> None:
     if all(math.isfinite(value) for value in terms.values()):
         return
@@ -420,11 +447,30 @@ def _resume(task: Task, stepper: _Stepper, run: Run) -> int:
     return step
 
 
-def _agreed(terms: Mapping[str, Tensor], stop: bool) -> tuple[dict[str, float], bool]:
-    """Terms of the whole batch, and whether any process was told to stop."""
-    numbers = torch.stack([*terms.values(), next(iter(terms.values())).new_full((), stop)])
-    *values, stops = total(numbers).tolist()
-    return dict(zip(terms, values, strict=True)), stops > 0
+class _Agreed:
+    """Terms of the whole batch, and whether any process was told to stop.
+
+    On a GPU they are on their way to the host, which has more to do; reading them waits for nothing that comes later.
+    """
+
+    def __init__(self, terms: Mapping[str, Tensor], stop: bool) -> None:
+        self._names = list(terms)
+        numbers = total(torch.stack([*terms.values(), next(iter(terms.values())).new_full((), stop)]))
+        self._there: Any = None
+        if numbers.is_cuda:
+            self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self._numbers.copy_(numbers, non_blocking=True)
+            self._there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._there.record()
+        else:
+            self._numbers = numbers
+
+    def read(self) -> tuple[dict[str, float], bool]:
+        """The terms by name, and whether to stop."""
+        if self._there is not None:
+            self._there.synchronize()
+        *values, stops = self._numbers.tolist()
+        return dict(zip(self._names, values, strict=True)), stops > 0
 
 
 def fit(
@@ -449,7 +495,8 @@ def fit(
         name: shown in progress lines.
 
     Raises:
-        RRMError: a loss is not finite; the message has the step, the terms and the last good checkpoint.
+        RRMError: a loss is not finite; the message has the step, the terms and the last good checkpoint. The network is
+            then spoilt. Or `options.compile` where `torch.compile` does not work.
         SystemExit: code 143 after SIGTERM to any of the processes, once the state is on disk.
     """
     if options.device == "cpu":
@@ -463,16 +510,18 @@ def fit(
     if start:
         tell(f"{name}: goes on after step {start}")
     with ExitStack() as stack:
+        stack.enter_context(_compiling(task.network, options.compile))
         stop = stack.enter_context(_StopRequest())
         stack.callback(run.settle)
         recorder = stack.enter_context(_recorder(run, start, options, name)) if is_first() else None
         for step, batch in zip(range(start, options.steps), batches(start), strict=False):
             lr = set_learning_rate(optimizer, step, options.steps, options.power, schedule=options.schedule)
             with record_function("rrm.step"):
-                terms, stopping = _agreed(stepper(batch, step), stop.received)
-                _check_finite(terms, step, run)
+                agreed = _Agreed(stepper(batch, step), stop.received)
                 with record_function("rrm.optimizer"):
                     stepper.apply()
+                terms, stopping = agreed.read()
+                _check_finite(terms, step, run)
             done = step + 1
             if recorder is not None:
                 recorder.add(step, {**terms, "lr": lr})

@@ -6,6 +6,8 @@ Of a job of several processes, the first counts with the workers that it started
 from __future__ import annotations
 
 import json
+import platform
+import re
 import resource
 import sys
 import time
@@ -75,6 +77,14 @@ class Usage:
             return cls(**json.loads(path.read_text()))
         except (ValueError, TypeError, OSError) as error:
             raise RRMError(f"{path}: expected what a job took, as JSON, got {error}: delete the file") from None
+
+
+def processor() -> str:
+    """Name of this machine's processor."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
+    found = re.search(r"model name\s*:\s*(.+)", text)
+    return found[1].strip() if found else platform.processor()
 
 
 def _gpu_memory() -> int:

@@ -31,8 +31,6 @@ from typing import Any
 from xml.etree.ElementTree import ParseError
 
 import numpy as np
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import fromstring as parse_xml
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -512,6 +510,9 @@ def _resolved(path: Path) -> Path:
 
 def xml_names(path: Path) -> list[str]:
     """Names of the annotated objects (not of their parts), those marked difficult included."""
+    from defusedxml import DefusedXmlException
+    from defusedxml.ElementTree import fromstring as parse_xml
+
     try:
         root = parse_xml(read_file(path, ANNOTATION_BYTES))
     except (OSError, ParseError, DefusedXmlException, ValueError, LookupError) as error:

@@ -52,6 +52,10 @@ class AffinityNet(Network):
         self._finish([], batch_norm, None)
         nn.init.xavier_uniform_(self.f9.weight, gain=4)
 
+    def parts_to_compile(self) -> list[nn.Module]:
+        """None: each call hooks into the backbone, which compiled code would have to be made for anew."""
+        return []
+
     def forward(self, x: Tensor) -> Tensor:
         """(N,3,H,W) normalised images -> affinity features (N,F,h,w)."""
         maps = self._maps(x)

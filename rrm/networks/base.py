@@ -212,6 +212,10 @@ class Network(nn.Module):
                 groups[f"{part}.{leaf}"].append(parameter)
         return groups
 
+    def parts_to_compile(self) -> list[nn.Module]:
+        """The parts of several layers, which `torch.compile` may take: all methods of the network go through them."""
+        return [part for part in self.children() if next(part.children(), None) is not None]
+
     def adapt_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Hook for `load_weights`: convert layers that this network holds in another form."""
         return state

@@ -97,6 +97,7 @@ def _loop_options(call: Call, loop: Mapping[str, Any]) -> LoopOptions:
         clip_gradient=loop["clip_gradient"],
         checkpoint_every=loop["checkpoint_every"],
         device=take_device(call.runtime),
+        compile=call.runtime.get("compile", False),
         log_seconds=call.runtime["log_seconds"],
     )
 
