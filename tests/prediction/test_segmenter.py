@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 import tarfile
@@ -300,21 +299,6 @@ def test_import_and_command_line_stay_light() -> None:
     code = "import sys, rrm, rrm.cli; rrm.cli.build_parser(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "False"
-
-
-def test_the_example_of_the_documentation(
-    weights: Path, segmenter: rrm.Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "predict.md").read_text(), re.DOTALL)
-    (tmp_path / "weights.pth").symlink_to(weights)
-    Image.fromarray(PHOTOS["one"]).save(tmp_path / "photo.jpg")
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    for block in code:
-        exec(block, names)
-    expected = segmenter.predict(tmp_path / "photo.jpg").labels
-    np.testing.assert_array_equal(np.asarray(Image.open("mask.png")), expected)
-    assert Image.open("overlay.jpg").size == (57, 40)
 
 
 def test_the_network_itself_is_what_predicts() -> None:
