@@ -95,7 +95,7 @@ schema: $(STAMP) ## write workflow/schemas/config.schema.json and docs/configura
 # With LOCK_ARGS empty, versions stay as they are in the files.
 COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --generate-hashes --no-annotate --no-emit-index-url \
 	--python-version 3.11 --python-platform x86_64-manylinux_2_28 $(LOCK_ARGS)
-RUNTIME_LOCK = pyproject.toml --extra workflow --extra tensorboard --extra export
+RUNTIME_LOCK = pyproject.toml --extra workflow --extra tensorboard --extra export --extra video
 
 lock: $(STAMP) ## renew the requirements files; LOCK_ARGS=--upgrade for newer versions
 	$(COMPILE) $(RUNTIME_LOCK) --output-file requirements.txt

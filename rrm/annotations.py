@@ -1,6 +1,6 @@
-"""Label maps as annotation tools read them: polygons for LabelMe, run lengths for COCO's tools.
+"""Label maps as other programs read them: polygons for LabelMe and as GeoJSON, run lengths for COCO's tools.
 
-Both describe the labels exactly. A polygon runs through the middle between the centres of pixels of its class and
+All describe the labels exactly. A polygon runs through the middle between the centres of pixels of its class and
 others; points in a straight line are left out.
 """
 
@@ -72,8 +72,9 @@ def _without_straight_points(points: Points) -> Points:
 
 
 def _area(points: Points) -> float:
+    """Above 0 where the points run from x to y."""
     x, y = points.T
-    return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)
+    return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
 
 
 def labelme(labels: Labels, classes: Sequence[str], image_path: str) -> dict[str, Any]:
@@ -100,13 +101,50 @@ def labelme(labels: Labels, classes: Sequence[str], image_path: str) -> dict[str
         for outer, *holes in outlines(labels, label):
             found.append((classes[label - 1], outer))
             found += [(BACKGROUND, hole) for hole in holes]
-    found.sort(key=lambda each: (-_area(each[1]), each[0] != BACKGROUND))  # what fills a hole comes after the hole
+    found.sort(key=lambda each: (-abs(_area(each[1])), each[0] != BACKGROUND))  # what fills a hole comes after the hole
     shapes = [
         {"label": name, "points": points.tolist(), "group_id": None, "shape_type": "polygon", "flags": {}}
         for name, points in found
     ]
     size = {"imageHeight": labels.shape[0], "imageWidth": labels.shape[1]}
     return {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": image_path, "imageData": None, **size}
+
+
+def geojson(labels: Labels, classes: Sequence[str], image: str) -> dict[str, Any]:
+    """A label map as GeoJSON: a polygon a region, with its holes.
+
+    Coordinates are pixels as in `outlines`, y downwards, not the degrees that RFC 7946 has in mind. As there, rings are
+    closed, and outer rings run from x to y (a positive area), holes the other way.
+
+    Args:
+        labels: (H,W) uint8, 0 = background.
+        classes: names of the foreground classes.
+        image: name of the photo.
+
+    Returns:
+        What to write as JSON: a feature collection; a feature has the properties `label`, `class` and `image`.
+
+    Example:
+        >>> ring = np.pad(np.zeros((1, 1), np.uint8), 1, constant_values=2)
+        >>> (feature,) = geojson(ring, ["cat", "dog"], "a.jpg")["features"]
+        >>> feature["properties"], [len(ring) for ring in feature["geometry"]["coordinates"]]
+        ({'label': 2, 'class': 'dog', 'image': 'a.jpg'}, [9, 5])
+    """
+    features = [
+        {
+            "type": "Feature",
+            "properties": {"label": label, "class": classes[label - 1], "image": image},
+            "geometry": {"type": "Polygon", "coordinates": [_ring(outer, 1), *(_ring(hole, -1) for hole in holes)]},
+        }
+        for label in foreground(labels)
+        for outer, *holes in outlines(labels, label)
+    ]
+    return {"type": "FeatureCollection", "features": features}
+
+
+def _ring(points: Points, sign: int) -> list[list[float]]:
+    ordered: list[list[float]] = (points if _area(points) * sign > 0 else points[::-1]).tolist()
+    return [*ordered, ordered[0]]
 
 
 def coco_regions(labels: Labels) -> list[dict[str, Any]]:

@@ -193,10 +193,10 @@ def _add_segment(commands: Any) -> None:
         "model", type=Path, help="weights.pth of a stage that trains, or with --classes a published file"
     )
     segment.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help="photos, folders, patterns; - reads a list from stdin"
+        "inputs", nargs="+", metavar="INPUT", help="photos, videos, folders, patterns; - reads a list from stdin"
     )
     segment.add_argument("--out", required=True, type=Path, help="the folder of results")
-    kinds = ["masks", "overlays", "polygons", "rle", "probabilities"]
+    kinds = ["masks", "overlays", "polygons", "geojson", "rle", "photos", "probabilities"]
     segment.add_argument("--write", nargs="+", choices=kinds, default=kinds[:2], help="default: masks overlays")
     segment.add_argument("--no-crf", dest="crf", action="store_false", help="labels of the network alone")
     segment.add_argument("--scales", type=_numbers, help="of the photo, such as 0.75,1,1.25 (default 1)")
@@ -208,6 +208,8 @@ def _add_segment(commands: Any) -> None:
     )
     segment.add_argument("--tile", type=int, help="longest side of what is done at once; 0: any (default 1024 pixels)")
     segment.add_argument("--max-pixels", type=int, help="photos with more are refused (default 100 million)")
+    segment.add_argument("--every", type=int, metavar="N", help="of videos, every n-th frame (default 1)")
+    segment.add_argument("--threads", type=int, help="threads of numeric libraries (default: OMP_NUM_THREADS or all)")
     segment.add_argument("--overlay-format", choices=["jpg", "png"], help="default: jpg")
     segment.add_argument("--overwrite", action="store_true", help="make all again, whatever the folder holds")
     segment.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
@@ -292,11 +294,16 @@ def _call_stage(arguments: argparse.Namespace) -> None:
         _run(max(1, (arguments.threads or 0) // processes_here()) if arguments.threads else None, *call)
 
 
-def _run(threads: int | None, stage: str, *call: Any) -> None:
+def _prepare(threads: int | None) -> None:
     from rrm.parallel import prepare_process
-    from rrm.stages.call import Call
 
     prepare_process(threads or int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+
+
+def _run(threads: int | None, stage: str, *call: Any) -> None:
+    from rrm.stages.call import Call
+
+    _prepare(threads)
     importlib.import_module(f"rrm.stages.{stage}").run(Call(stage, *call))  # noqa: TID251 (of STAGES)
 
 
@@ -417,10 +424,11 @@ def _segment(arguments: argparse.Namespace) -> None:
     from rrm.segmenter import load as load_segmenter
     from rrm.segmenting import Options, segment
 
+    _prepare(arguments.threads)
     named = {None: None, "voc": VOC_CLASSES}
     classes = named[arguments.classes] if arguments.classes in named else read_classes(Path(arguments.classes))
     segmenter = load_segmenter(arguments.model, arguments.device, classes=classes, network=arguments.network)
-    names = ("crf", "scales", "flip", "merge", "long_side", "max_pixels", "labels", "overlay_format")
+    names = ("crf", "scales", "flip", "merge", "long_side", "max_pixels", "labels", "overlay_format", "every")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if arguments.tile is not None:
         given["tile"] = arguments.tile or None

@@ -179,23 +179,59 @@ def summing_to_one(scores: Array) -> Array:
     return np.asarray(scores / np.maximum(scores.sum(-3, keepdims=True), 1e-8), np.float32)
 
 
-def keep_image_labels(probabilities: Scores, present: npt.NDArray[np.uint8]) -> Scores:
+def keep_image_labels(probabilities: Array, present: npt.NDArray[np.uint8]) -> Array:
     """Set the classes that are not among the image's labels to zero and let the rest sum to one; background stays.
+
+    Args:
+        probabilities: (C+1,H,W) float; NumPy or torch.
+        present: (C,), 1 = present.
 
     Example:
         >>> keep_image_labels(np.full((3, 1, 1), 1 / 3, np.float32), np.array([1, 0], np.uint8)).ravel().tolist()
         [0.5, 0.5, 0.0]
     """
-    return summing_to_one(probabilities * np.concatenate([[1], present > 0]).astype(np.float32)[:, None, None])
+    kept = np.concatenate([[1], present > 0]).astype(np.float32)[:, None, None]
+    if isinstance(probabilities, Tensor):
+        return summing_to_one(probabilities * torch.from_numpy(kept).to(probabilities.device))
+    return summing_to_one(probabilities * kept)
 
 
-def crf_on_present(crf: DenseCRF, image: Photo, probabilities: Scores, present: npt.NDArray[np.uint8]) -> Scores:
-    """CRF over background and the image's labels only; all other classes are 0 in the result."""
-    channels = np.flatnonzero(np.concatenate([[1], present > 0]))
-    result: Scores = np.zeros(probabilities.shape, np.float32)
-    refined: npt.NDArray[Any] = crf(image, np.ascontiguousarray(probabilities[channels]))
-    result[channels] = refined
-    return result
+def crf_on_present(
+    crf: DenseCRF,
+    images: Sequence[Photo],
+    probabilities: Sequence[Array],
+    present: Sequence[npt.NDArray[np.uint8] | None],
+) -> list[Array]:
+    """CRF over background and each image's labels only; all other classes are 0 in the result.
+
+    Args:
+        crf: for all of them.
+        images: (H,W,3) uint8 RGB each, of any sizes.
+        probabilities: of each image (C+1,H,W) float32; NumPy or torch.
+        present: of each image (C,), 1 = present; None: all are.
+
+    Returns:
+        The shapes and kind of `probabilities`, float32.
+
+    Example:
+        >>> photo, scores = np.zeros((2, 4, 3), np.uint8), np.full((3, 2, 4), 1 / 3, np.float32)
+        >>> (refined,) = crf_on_present(DenseCRF(), [photo], [scores], [np.array([0, 1], np.uint8)])
+        >>> refined[:, 0, 0].round(3).tolist()
+        [0.5, 0.0, 0.5]
+    """
+    channels: list[Any] = [None if p is None else np.flatnonzero(np.concatenate([[1], p > 0])) for p in present]
+    parts = [scores if which is None else scores[which] for scores, which in zip(probabilities, channels, strict=True)]
+    photos: Any = list(images)  # of another kind than tensors on a GPU
+    found: list[Array] = crf(photos, parts)
+    return [_in_place(q, scores, which) for q, scores, which in zip(found, probabilities, channels, strict=True)]
+
+
+def _in_place(q: Array, scores: Array, channels: Any) -> Array:
+    if channels is None:
+        return q
+    whole: Array = like(torch.zeros(scores.shape), scores)
+    whole[channels] = q
+    return whole
 
 
 def refined(crf: DenseCRF, image: Array, probabilities: Array, size: tuple[int, int]) -> Array:

@@ -170,19 +170,30 @@ def map_alike(
             alike.setdefault(kind(item), []).append(place)
         results: dict[int, Result] = {}
         for places in alike.values():
-            for batch in _filled(places, lambda place: size(window[place]), most):
+            for batch in filled(places, lambda place: size(window[place]), most):
                 results.update(zip(batch, function([window[place] for place in batch]), strict=True))
         return [results[place] for place in range(len(window))]
 
-    windows = prefetched(_filled(items, size, _FULL * most, WINDOW))
+    windows = prefetched(filled(items, size, _FULL * most, WINDOW))
     for results in prefetched(map(worked_on, windows)):
         yield from results
 
 
-def _filled(
+def filled(
     items: Iterable[Item], size: Callable[[Item], int], most: int, window: int | None = None
 ) -> Iterator[list[Item]]:
-    """Consecutive items in lists whose sizes sum to `most` at most, at least one in each; none goes beyond a window."""
+    """Consecutive items in lists whose sizes sum to `most` at most; an item that is larger is alone.
+
+    Args:
+        items: any number; one more than is given is taken.
+        size: of an item.
+        most: in a list.
+        window: no list goes beyond a multiple of so many items. None: any may.
+
+    Example:
+        >>> list(filled(["a", "bb", "c"], len, 3))
+        [['a', 'bb'], ['c']]
+    """
     held: list[Item] = []
     total = 0
     for number, item in enumerate(items):

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from rrm.annotations import coco_dataset, coco_regions, labelme
+from rrm.annotations import coco_dataset, coco_regions, geojson, labelme
 from rrm.datasets.voc import encode_mask
 from rrm.errors import RRMError
 from rrm.inference import for_storage
@@ -27,7 +27,7 @@ from rrm.photos import Photo
 from rrm.segmenter import Prediction, Segmenter
 from rrm.store import Store, StoreWriter, atomic_path
 
-KINDS = ("masks", "overlays", "polygons", "rle", "probabilities")
+KINDS = ("masks", "overlays", "polygons", "geojson", "rle", "photos", "probabilities")
 MANIFEST = "segment.json"
 _COLLECTED = ("rle.json", "probabilities.h5")
 _LARGEST_RECORD = 2**32  # bytes; HDF5 compresses an array in one piece
@@ -35,10 +35,30 @@ _LARGEST_RECORD = 2**32  # bytes; HDF5 compresses an array in one piece
 
 @dataclass(frozen=True)
 class Source:
-    """A photo to segment: where it is, and the name of its outputs, without a suffix."""
+    """A photo to segment, a video, or a frame of one.
+
+    Attributes:
+        name: of its outputs, without a suffix.
+        path: of the file.
+        number: of the frame, from 0 on; None: the file is a photo, or a whole video is meant.
+
+    Example:
+        >>> Source("sub/clip", Path("sub/clip.mp4")).frame(25)
+        Source(name='sub/clip/000025', path=PosixPath('sub/clip.mp4'), number=25)
+    """
 
     name: str
     path: Path
+    number: int | None = None
+
+    def frame(self, number: int) -> Source:
+        """A frame of this video."""
+        return Source(f"{self.name}/{number:06d}", self.path, number)
+
+    @property
+    def file_name(self) -> str:
+        """Of the photo, seen from the folder that was segmented; of a frame, of its photo below `photos`."""
+        return f"{self.name}{self.path.suffix if self.number is None else '.png'}"
 
 
 class Folder:
@@ -227,24 +247,31 @@ def outputs_of(
     def polygons(source: Source, photo: Photo, seen: Prediction) -> bytes:
         del photo
         below = (folder.path / "polygons" / source.name).parent.resolve()
-        return _json(labelme(seen.labels, classes, os.path.relpath(source.path.resolve(), below)))
+        image = source.path if source.number is None else folder.path / "photos" / source.file_name
+        return _json(labelme(seen.labels, classes, os.path.relpath(image.resolve(), below)))
+
+    def features(source: Source, photo: Photo, seen: Prediction) -> bytes:
+        del photo
+        return _json(geojson(seen.labels, classes, source.file_name))
 
     def regions(source: Source, photo: Photo, seen: Prediction) -> bytes:
-        file_name = f"{source.name}{source.path.suffix}"
-        return _json({"file_name": file_name, "size": list(photo.shape[:2]), "regions": coco_regions(seen.labels)})
+        size = list(photo.shape[:2])
+        return _json({"file_name": source.file_name, "size": size, "regions": coco_regions(seen.labels)})
 
     def overlay(source: Source, photo: Photo, seen: Prediction) -> bytes:
         del source
-        buffer = io.BytesIO()
-        kind, how = {"jpg": ("JPEG", {"quality": 90}), "png": ("PNG", {})}[overlay_format]
-        Image.fromarray(seen.overlay(photo)).save(buffer, kind, **how)
-        return buffer.getvalue()
+        how: dict[str, Any] = {"quality": 90} if overlay_format == "jpg" else {}
+        return _picture(seen.overlay(photo), {"jpg": "JPEG", "png": "PNG"}[overlay_format], **how)
 
     makers: dict[str, Callable[[], Output]] = {
         "masks": lambda: Files(folder, "masks", ".png", lambda _source, _photo, seen: encode_mask(seen.labels)),
         "overlays": lambda: Files(folder, "overlays", f".{overlay_format}", overlay),
         "polygons": lambda: Files(folder, "polygons", ".json", polygons),
+        "geojson": lambda: Files(folder, "geojson", ".geojson", features),
         "rle": lambda: RunLengths(folder, "rle", ".json", regions, classes),
+        "photos": lambda: Files(
+            folder, "photos", ".png", lambda _source, photo, _seen: _picture(photo, "PNG", compress_level=1)
+        ),
         "probabilities": lambda: Probabilities(
             folder, identity, {"classes": list(classes), "trained": dict(segmenter.facts)}
         ),
@@ -254,3 +281,9 @@ def outputs_of(
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, ensure_ascii=False) + "\n").encode()
+
+
+def _picture(pixels: Photo, kind: str, **how: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **how)
+    return buffer.getvalue()

@@ -7,10 +7,10 @@ Nothing is computed here that the pipeline computes too: probabilities, image la
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -40,10 +40,76 @@ from rrm.tiling import blended_bands, check_tile
 from rrm.training import pick_device
 
 Labels = npt.NDArray[np.uint8]
+Kind = TypeVar("Kind", bound=Hashable)
 CRF_PRESET = "rrm-inference"
 TILE = 1024
 _MOST_CLASSES = 254
 _ROWS = 1024  # of an overlay that are mixed at once
+
+
+@dataclass(frozen=True)
+class Views:
+    """How photos are segmented: the options of `Segmenter.predict` that change its result.
+
+    Attributes:
+        crf, scales, flip, merge, long_side, tile: as there.
+
+    Raises:
+        RRMError: a value out of range.
+
+    Example:
+        >>> Views(scales=(0,))
+        Traceback (most recent call last):
+        ...
+        rrm.errors.RRMError: scales: expected at least one number, all > 0, got [0]: use [1.0]
+    """
+
+    crf: bool | DenseCRF = True
+    scales: Sequence[float] = (1.0,)
+    flip: bool = False
+    merge: str = "mean"
+    long_side: int | None = None
+    tile: int | None = TILE
+
+    def __post_init__(self) -> None:
+        check_tile(self.tile)
+        if self.long_side is not None and self.long_side < 1:
+            raise RRMError(f"long_side: expected at least 1 pixel, got {self.long_side}: use 500")
+        values = list(self.scales)
+        if not values or not all(0 < scale < float("inf") for scale in values):
+            raise RRMError(f"scales: expected at least one number, all > 0, got {values}: use [1.0]")
+        check_choice("merge", self.merge, ("mean", "max"))
+
+    def of_network(self) -> dict[str, Any]:
+        """As `rrm.inference.segmentation_probabilities` takes them."""
+        return {"scales": list(self.scales), "flip": self.flip, "merge": self.merge, "precision": "float32"}
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A photo, (H,W,3), as it is shown to network and CRF, and what is known of it."""
+
+    photo: Photo
+    seen: Photo
+    present: Labels | None
+    crf: DenseCRF | None
+
+    @classmethod
+    def of(cls, photo: Photo, present: Labels | None, views: Views) -> _Shown:
+        seen = reduce_photo(photo, views.long_side)
+        if views.crf is False:
+            return cls(photo, seen, present, None)
+        crf = views.crf if isinstance(views.crf, DenseCRF) else DenseCRF.preset(CRF_PRESET)
+        return cls(photo, seen, present, crf.scaled(max(seen.shape[:2]) / max(photo.shape[:2])))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Of the photo."""
+        return self.photo.shape[0], self.photo.shape[1]
+
+    def part(self, rows: slice, columns: slice) -> _Shown:
+        """A tile of it."""
+        return replace(self, seen=np.array(self.seen[rows, columns], order="C"))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -206,19 +272,58 @@ class Segmenter:
         Raises:
             RRMError: a photo that cannot be read or is too large, an unknown class name, a value out of range.
         """
-        check_tile(tile)
-        check_long_side(long_side)
-        views, present = checked_views(scales, flip, merge), self.present(image_labels)
-        photo = read_photo(image, max_pixels)
-        seen = reduce_photo(photo, long_side)
-        solver = _solver(crf, max(seen.shape[:2]) / max(photo.shape[:2]))
+        views = Views(crf, scales, flip, merge, long_side, tile)
+        labels = None if image_labels is None else [image_labels]
+        (seen,) = self.predict_batch([image], labels, views, probabilities=probabilities, max_pixels=max_pixels)
+        return seen
 
-        def of_tile(rows: slice, columns: slice) -> Scores:
-            return self._probabilities(np.array(seen[rows, columns], order="C"), views, present, solver)
+    def predict_batch(
+        self,
+        images: Sequence[ImageLike],
+        image_labels: Sequence[Sequence[str] | None] | None = None,
+        views: Views | None = None,
+        *,
+        probabilities: bool = True,
+        max_pixels: int = MAX_PIXELS,
+    ) -> list[Prediction]:
+        """Segment several photos at once, which is faster: those of one size go through the network together, and on
+        the CPU each thread has a CRF of its own.
 
-        bands = blended_bands(of_tile, (seen.shape[0], seen.shape[1]), tile)
-        collect = self._collected if seen.shape == photo.shape else self._enlarged
-        return collect(bands, (photo.shape[0], photo.shape[1]), probabilities)
+        Args:
+            images: as for `predict`, of any sizes. All are held and worked on at a time, so give few: on a CPU about
+                half a million pixels are enough.
+            image_labels: for each photo as for `predict`. None: any class may be in any of them.
+            views: the other options of `predict`. None: as they are there by default.
+            probabilities: keep them.
+            max_pixels: most pixels of a photo.
+
+        Returns:
+            A prediction a photo, in order; what `predict` gives but for the last bits of probabilities.
+
+        Raises:
+            RRMError: as `predict`, or other image-level labels than photos.
+
+        Example:
+            >>> from rrm.networks import build_network
+            >>> network = build_network("rrm", num_classes=2, width=1 / 16, units=(1, 1, 1, 1)).eval()
+            >>> photos = [np.zeros((16, 24, 3), np.uint8), np.zeros((20, 16, 3), np.uint8)]
+            >>> [seen.labels.shape for seen in Segmenter(network, ["cat", "dog"]).predict_batch(photos)]
+            [(16, 24), (20, 16)]
+        """
+        named = [None] * len(images) if image_labels is None else list(image_labels)
+        if len(named) != len(images):
+            raise RRMError(f"image_labels: expected those of {len(images)} photos, got {len(named)}: give one a photo")
+        views, present = views or Views(), [self.present(names) for names in named]
+        shown = [_Shown.of(read_photo(i, max_pixels), p, views) for i, p in zip(images, present, strict=True)]
+        at_once = [each for each in shown if views.tile is None or max(each.seen.shape) <= views.tile]
+        found = iter(self._probabilities(at_once, views))
+        held = {id(each) for each in at_once}
+        return [
+            self._prediction(each, next(found), probabilities)
+            if id(each) in held
+            else self._in_tiles(each, views, probabilities)
+            for each in shown
+        ]
 
     def present(self, image_labels: Sequence[str] | None) -> Labels | None:
         """Names of classes as (C,) uint8, 1 = named; None stays None.
@@ -235,26 +340,44 @@ class Segmenter:
             )
         return np.array([name in image_labels for name in self.classes], np.uint8)
 
-    def _probabilities(
-        self, photo: Photo, views: Mapping[str, Any], present: Labels | None, crf: DenseCRF | None
-    ) -> Scores:
-        """Probabilities of a photo, or of a tile, rounded as the stage `predict` stores them, then refined."""
-        stored = for_storage(segmentation_probabilities(self.network, [photo], views, self.device)[0])
-        scores = np.asarray(stored.float().cpu().numpy(), np.float32)
-        if present is not None:
-            scores = keep_image_labels(scores, present)
-        if crf is None:
-            return scores
-        return crf_on_present(crf, photo, scores, np.ones(len(self.classes), np.uint8) if present is None else present)
+    def _probabilities(self, shown: Sequence[_Shown], views: Views) -> list[Scores]:
+        """Probabilities of photos, or of tiles, rounded as the stage `predict` stores them, then refined."""
+        scores = self._seen_by_network([each.seen for each in shown], views)
+        scores = [
+            found if each.present is None else keep_image_labels(found, each.present)
+            for found, each in zip(scores, shown, strict=True)
+        ]
+        for crf, places in _alike([each.crf for each in shown]).items():
+            if crf is not None:
+                photos, rough = [shown[place].seen for place in places], [scores[place] for place in places]
+                fine = crf_on_present(crf, photos, rough, [shown[place].present for place in places])
+                for place, each in zip(places, fine, strict=True):
+                    scores[place] = each
+        return [np.asarray(each.cpu().numpy(), np.float32) for each in scores]
 
-    def _enlarged(self, bands: Iterator[tuple[int, Scores]], size: tuple[int, int], keep: bool) -> Prediction:
-        small = torch.from_numpy(np.concatenate([band for _, band in bands], axis=1))
-        scores = np.asarray(resize(small[None], size)[0].numpy())
-        return Prediction(labels_at(scores, size), self.classes, scores if keep else None)
+    def _seen_by_network(self, photos: Sequence[Photo], views: Views) -> list[torch.Tensor]:
+        """Probabilities (K,H,W) float32 of each photo, those of one size in the same passes; on the device."""
+        found: dict[int, torch.Tensor] = {}
+        for places in _alike([photo.shape for photo in photos]).values():
+            batch = [photos[place] for place in places]
+            scores = segmentation_probabilities(self.network, batch, views.of_network(), self.device)
+            found.update(zip(places, for_storage(scores).float(), strict=True))
+        return [found[place] for place in range(len(photos))]
 
-    def _collected(self, bands: Iterator[tuple[int, Scores]], size: tuple[int, int], keep: bool) -> Prediction:
-        labels = np.empty(size, np.uint8)
-        scores: Scores | None = np.empty((len(self.classes) + 1, *size), np.float32) if keep else None
+    def _prediction(self, shown: _Shown, scores: Scores, keep: bool) -> Prediction:
+        if scores.shape[1:] != shown.size:
+            scores = np.asarray(resize(torch.from_numpy(scores)[None], shown.size)[0].numpy())
+        return Prediction(labels_at(scores, shown.size), self.classes, scores if keep else None)
+
+    def _in_tiles(self, shown: _Shown, views: Views, keep: bool) -> Prediction:
+        def of_tile(rows: slice, columns: slice) -> Scores:
+            return self._probabilities([shown.part(rows, columns)], views)[0]
+
+        bands = blended_bands(of_tile, (shown.seen.shape[0], shown.seen.shape[1]), views.tile)
+        if shown.seen.shape != shown.photo.shape:
+            return self._prediction(shown, np.concatenate([band for _, band in bands], axis=1), keep)
+        labels = np.empty(shown.size, np.uint8)
+        scores: Scores | None = np.empty((len(self.classes) + 1, *shown.size), np.float32) if keep else None
         for row, band in bands:
             rows = slice(row, row + band.shape[1])
             labels[rows] = labels_at(band, (band.shape[1], band.shape[2]))
@@ -262,6 +385,14 @@ class Segmenter:
                 scores[:, rows] = band
             del band  # before the next one is made
         return Prediction(labels, self.classes, scores)
+
+
+def _alike(kinds: Sequence[Kind]) -> dict[Kind, list[int]]:
+    """The places of each kind."""
+    places: dict[Kind, list[int]] = {}
+    for place, kind in enumerate(kinds):
+        places.setdefault(kind, []).append(place)
+    return places
 
 
 def load(
@@ -324,42 +455,3 @@ def _published(path: Path, classes: Sequence[str], options: Mapping[str, Any]) -
             "give a file of the trained network, and its classes"
         )
     return network
-
-
-def checked_views(scales: Sequence[float], flip: bool, merge: str) -> dict[str, Any]:
-    """Views as `rrm.inference.segmentation_probabilities` takes them.
-
-    Raises:
-        RRMError: no scales, or one that is not > 0 and finite; an unknown way to merge.
-
-    Example:
-        >>> checked_views([0], False, "mean")
-        Traceback (most recent call last):
-        ...
-        rrm.errors.RRMError: scales: expected at least one number, all > 0, got [0]: use [1.0]
-    """
-    values = list(scales)
-    if not values or not all(0 < scale < float("inf") for scale in values):
-        raise RRMError(f"scales: expected at least one number, all > 0, got {values}: use [1.0]")
-    check_choice("merge", merge, ("mean", "max"))
-    return {"scales": values, "flip": flip, "merge": merge, "precision": "float32"}
-
-
-def check_long_side(long_side: int | None) -> None:
-    """Refuse sides below a pixel; None means that no photo is reduced.
-
-    Example:
-        >>> check_long_side(0)
-        Traceback (most recent call last):
-        ...
-        rrm.errors.RRMError: long_side: expected at least 1 pixel, got 0: use 500
-    """
-    if long_side is not None and long_side < 1:
-        raise RRMError(f"long_side: expected at least 1 pixel, got {long_side}: use 500")
-
-
-def _solver(crf: bool | DenseCRF, shrink: float) -> DenseCRF | None:
-    """The CRF for a photo that was reduced to `shrink` times its size."""
-    if isinstance(crf, DenseCRF):
-        return crf.scaled(shrink)
-    return DenseCRF.preset(CRF_PRESET).scaled(shrink) if crf else None

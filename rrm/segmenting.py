@@ -1,71 +1,73 @@
-"""What `rrm segment` does: photos of files, folders and patterns, segmented one after the other into a folder.
+"""What `rrm segment` does: photos of files, folders, patterns and videos, segmented into a folder.
 
-A call that was stopped goes on where it was: what is there is not made again (`rrm.segment_files`).
+Photos are read in one thread, segmented in batches in another, and their results are written in the caller's: neither
+waits for another one. A call that was stopped goes on where it was: what is there is not made again
+(`rrm.segment_files`).
 """
 
 from __future__ import annotations
 
 import glob
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rrm.datasets.voc import VocLayout, collect_faults, raise_faults
 from rrm.errors import RRMError
-from rrm.photos import MAX_PIXELS, SUFFIXES, read_photo
+from rrm.inference import PASS_PIXELS
+from rrm.parallel import filled, map_in_threads, prefetched
+from rrm.photos import MAX_PIXELS, SUFFIXES, Photo, read_photo
 from rrm.progress import tracked
 from rrm.provenance import file_digest, module_hash
-from rrm.segment_files import Folder, Output, Probabilities, Source, outputs_of
-from rrm.segmenter import TILE, Segmenter, check_long_side, checked_views
-from rrm.tiling import check_tile
+from rrm.segment_files import Folder, Output, Source, outputs_of
+from rrm.segmenter import Prediction, Segmenter, Views
+from rrm.videos import check_every, expected_frames, frames, is_video
+
+BATCH_PIXELS = {"cpu": 4 * PASS_PIXELS["cpu"], "cuda": PASS_PIXELS["cuda"]}
+"""Pixels of photos that are segmented at a time, by device; on the CPU two of VOC's size: a CRF for each thread."""
+_LEAST_PIXELS = 4096  # that a photo counts for: no batch has too many
+_WRITERS = 16  # threads that write files of a batch; they wait for the disk
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Views):
     """How photos are segmented, and what is written.
 
     Attributes:
+        crf, scales, flip, merge, long_side, tile: see `Views`; `crf` is True or False.
         write: some of `rrm.segment_files.KINDS`.
-        crf, scales, flip, merge, long_side, tile, max_pixels: as for `Segmenter.predict`.
+        max_pixels: most pixels of a photo.
         labels: CSV file `image,labels` with the image-level labels of every photo, or None.
         overlay_format: "jpg" or "png".
+        every: of a video, frames 0, n, 2n and so on.
 
     Raises:
-        RRMError: scales, merge, long_side or tile out of range.
+        RRMError: scales, merge, long_side, tile or every out of range.
     """
 
     write: tuple[str, ...] = ("masks", "overlays")
-    crf: bool = True
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
-    merge: str = "mean"
-    long_side: int | None = None
-    tile: int | None = TILE
     max_pixels: int = MAX_PIXELS
     labels: Path | None = None
     overlay_format: str = "jpg"
+    every: int = 1
 
     def __post_init__(self) -> None:
-        checked_views(self.scales, self.flip, self.merge)
-        check_long_side(self.long_side)
-        check_tile(self.tile)
-
-    def views(self) -> dict[str, Any]:
-        """The options of `Segmenter.predict` that change its result."""
-        names = ("crf", "scales", "flip", "merge", "long_side", "tile")
-        return {name: getattr(self, name) for name in names}
+        super().__post_init__()
+        check_every(self.every)
 
     def identity(self) -> dict[str, Any]:
         """All that the content of a file depends on, beside the model and the photo."""
+        views = {field.name: getattr(self, field.name) for field in fields(Views)}
         labels = None if self.labels is None else file_digest(self.labels)
-        return {**self.views(), "scales": list(self.scales), "labels": labels, "overlay_format": self.overlay_format}
+        return {**views, "scales": list(self.scales), "labels": labels, "overlay_format": self.overlay_format}
 
 
 def find_photos(inputs: Sequence[str], out: Path, faults: list[str]) -> list[Source]:
-    """Photos of files, of folders and all below them, and of patterns, each once, in the order of the inputs.
+    """Photos and videos: files, all in and below folders, what patterns match; each once, in the order of the inputs.
 
     Args:
         inputs: paths and patterns.
@@ -73,7 +75,7 @@ def find_photos(inputs: Sequence[str], out: Path, faults: list[str]) -> list[Sou
         faults: messages on inputs that are not there are appended.
 
     Raises:
-        RRMErrors: photos whose outputs would have the same name.
+        RRMErrors: photos or frames whose outputs would have the same name.
     """
     found: dict[Path, Source] = {}
     for text in inputs:
@@ -82,9 +84,18 @@ def find_photos(inputs: Sequence[str], out: Path, faults: list[str]) -> list[Sou
             faults.append(f"{text}: expected a photo, a folder with photos or a pattern, got none: check the path")
         for source in sources:
             found.setdefault(source.path.resolve(), source)
+    _check_names(list(found.values()))
+    return list(found.values())
+
+
+def _check_names(sources: Sequence[Source]) -> None:
     paths: dict[str, list[str]] = defaultdict(list)
-    for source in found.values():
+    videos = {source.name: source.path for source in sources if is_video(source.path)}
+    for source in sources:
         paths[source.name].append(str(source.path))
+        folder, _, last = source.name.rpartition("/")
+        if folder in videos and last.isdecimal():
+            paths[source.name].append(f"a frame of {videos[folder]}")
     raise_faults(
         "names of photos",
         [
@@ -93,7 +104,6 @@ def find_photos(inputs: Sequence[str], out: Path, faults: list[str]) -> list[Sou
             if len(same) > 1
         ],
     )
-    return list(found.values())
 
 
 def _matching(text: str, out: Path) -> Iterator[Source]:
@@ -102,7 +112,8 @@ def _matching(text: str, out: Path) -> Iterator[Source]:
         for file in sorted(path.rglob("*")):
             below = file.relative_to(path)
             hidden = any(part.startswith(".") for part in below.parts)
-            if file.suffix.lower() in SUFFIXES and not hidden and not file.resolve().is_relative_to(out):
+            known = file.suffix.lower() in SUFFIXES or is_video(file)
+            if known and not hidden and not file.resolve().is_relative_to(out):
                 yield Source(below.with_suffix("").as_posix(), file)
     elif path.exists():
         yield Source(path.stem, path)
@@ -115,7 +126,7 @@ class ImageLabels:
     """Image-level labels of photos from a CSV file `image,labels`.
 
     Args:
-        path: the file; an image is named as its outputs are, or by its file's name.
+        path: the file; an image is named as its outputs are, or by its file's name, a frame by its video's too.
         classes: names of the foreground classes.
 
     Raises:
@@ -135,7 +146,8 @@ class ImageLabels:
         Raises:
             RRMError: the photo has no line. RRMErrors: names that are no classes.
         """
-        for name in (source.name, source.path.name):
+        video = () if source.number is None else (source.name.rpartition("/")[0],)
+        for name in (source.name, *video, source.path.name):
             present = self._layout.present(name)
             if present is not None:
                 return [each for each, there in zip(self.classes, present, strict=True) if there]
@@ -181,31 +193,120 @@ def segment(
     }  # fmt: skip
     folder = Folder(out, identity, overwrite)
     outputs = outputs_of(folder, identity, segmenter, options.write, options.overlay_format)
-    todo = [source for source in sources if not all(output.has(source.name) for output in outputs)]
-    there = len(sources) - len(todo)
-    made = 0
-    for source in tracked(todo, "segment", len(todo), log_seconds):
-        made += collect_faults(faults, _segment_one, segmenter, source, labels, options, outputs) is not None
+    work = _Work(segmenter, options, labels, outputs)
+    todo = [source for source in sources if is_video(source.path) or not work.has(source)]
+    made, there = 0, len(sources) - len(todo)
+    for item in tracked(work.done(todo), "segment", work.expected(todo), log_seconds):
+        faults += item.faults
+        if not item.faults:
+            made, there = made + (item.seen is not None), there + (item.seen is None)
     for output in outputs:
         output.finish()
     raise_faults(f"{made} photos segmented, {there} were there already; of the others", faults)
     return made, there
 
 
-def _segment_one(
-    segmenter: Segmenter, source: Source, labels: ImageLabels | None, options: Options, outputs: Sequence[Output]
-) -> Source:
-    known = None if labels is None else labels.of(source)
-    missing = [output for output in outputs if not output.has(source.name)]
-    keep = any(isinstance(output, Probabilities) for output in missing)
-    with _enough_memory(source):
-        photo = read_photo(source.path, options.max_pixels)
-        seen = segmenter.predict(
-            photo, image_labels=known, probabilities=keep, max_pixels=options.max_pixels, **options.views()
-        )
-        for output in missing:
-            output.write(source, photo, seen)
-    return source
+@dataclass(frozen=True)
+class _Item:
+    """A photo on its way; one that nothing was seen in has faults, or nothing was to be done for it."""
+
+    source: Source
+    photo: Photo | None = None
+    labels: Sequence[str] | None = None
+    seen: Prediction | None = None
+    faults: tuple[str, ...] = ()
+
+
+def _size(item: _Item) -> int:
+    return max(_LEAST_PIXELS, 0 if item.photo is None else item.photo[..., 0].size)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is done with a photo, step by step; a step that fails makes faults of that photo."""
+
+    segmenter: Segmenter
+    options: Options
+    labels: ImageLabels | None
+    outputs: Sequence[Output]
+
+    def has(self, source: Source) -> bool:
+        """True if all outputs of a photo are there."""
+        return all(output.has(source.name) for output in self.outputs)
+
+    def done(self, sources: Iterable[Source]) -> Iterator[_Item]:
+        """All photos and frames, in order, once their results are written."""
+        batches = prefetched(filled(self.read(sources), _size, BATCH_PIXELS[self.segmenter.device]))
+        for batch in prefetched(map(self.segmented, batches)):
+            yield from map_in_threads(self.written, batch, _WRITERS)
+
+    def expected(self, sources: Sequence[Source]) -> int:
+        """About how many photos and frames there are."""
+        videos = [source.path for source in sources if is_video(source.path)]
+        counts = [collect_faults([], expected_frames, path, self.options.every) or 1 for path in videos]
+        return len(sources) - len(videos) + sum(counts)
+
+    def read(self, sources: Iterable[Source]) -> Iterator[_Item]:
+        """Photos, and frames of videos, with their pixels where something is to be done."""
+        for source in sources:
+            if is_video(source.path):
+                yield from self._frames(source)
+            else:
+                yield self._item(source, partial(read_photo, source.path, self.options.max_pixels))
+
+    def _frames(self, video: Source) -> Iterator[_Item]:
+        faults: list[str] = []
+        found = frames(video.path, self.options.every, self.options.max_pixels)
+        while (frame := collect_faults(faults, next, found, None)) is not None:
+            source = video.frame(frame[0])
+            yield _Item(source) if self.has(source) else self._item(source, frame[1])
+        if faults:
+            yield _Item(video, faults=tuple(faults))
+
+    def _item(self, source: Source, photo: Callable[[], Photo]) -> _Item:
+        faults: list[str] = []
+        return collect_faults(faults, self._with_pixels, source, photo) or _Item(source, faults=tuple(faults))
+
+    def _with_pixels(self, source: Source, photo: Callable[[], Photo]) -> _Item:
+        with _enough_memory(source):
+            return _Item(source, photo(), None if self.labels is None else self.labels.of(source))
+
+    def segmented(self, batch: Sequence[_Item]) -> list[_Item]:
+        """The items of a batch with what the network sees in them."""
+        ready = iter(self._seen([item for item in batch if item.photo is not None]))
+        return [item if item.photo is None else next(ready) for item in batch]
+
+    def _seen(self, items: Sequence[_Item]) -> list[_Item]:
+        faults: list[str] = []
+        found = collect_faults(faults, self._predicted, items) if items else []
+        if found is not None:
+            return [replace(item, seen=seen) for item, seen in zip(items, found, strict=True)]
+        if len(items) == 1:
+            return [replace(items[0], photo=None, faults=tuple(faults))]
+        return [seen for item in items for seen in self._seen([item])]  # whose fault it is, and the others
+
+    def _predicted(self, items: Sequence[_Item]) -> list[Prediction]:
+        with _enough_memory(items[0].source):
+            return self.segmenter.predict_batch(
+                [item.photo for item in items if item.photo is not None],
+                [item.labels for item in items],
+                self.options,
+                probabilities="probabilities" in self.options.write,
+                max_pixels=self.options.max_pixels,
+            )
+
+    def written(self, item: _Item) -> _Item:
+        """The item once what was missing is written."""
+        faults: list[str] = []
+        if item.seen is not None:
+            collect_faults(faults, self._write, item.source, item.photo, item.seen)
+        return replace(item, faults=(*item.faults, *faults))
+
+    def _write(self, source: Source, photo: Photo, seen: Prediction) -> None:
+        with _enough_memory(source):
+            for output in self.outputs:
+                if not output.has(source.name):
+                    output.write(source, photo, seen)
 
 
 @contextmanager

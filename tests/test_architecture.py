@@ -54,6 +54,7 @@ ORDER = [
     "pages",
     "stages",
     "photos",
+    "videos",
     "tiling",
     "annotations",
     "segmenter",

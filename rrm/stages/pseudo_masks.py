@@ -79,8 +79,9 @@ class MaskMaker:
         if self.options["crf"] is None:
             return scores
         crf = DenseCRF(**self.options["crf"]).scaled(scored.shrink)
-        every = np.ones(len(scores) - 1, np.uint8)
-        return crf_on_present(crf, scored.image, scores, scored.present if self.options["use_image_labels"] else every)
+        present = scored.present if self.options["use_image_labels"] else None
+        (fine,) = crf_on_present(crf, [scored.image], [scores], [present])
+        return fine
 
 
 @torch.inference_mode()

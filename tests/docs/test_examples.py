@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -41,13 +42,14 @@ def run_python(path: Path, names: dict[str, Any]) -> int:
     return count
 
 
-def commands(page: str) -> Iterator[str]:
-    """Calls of `rrm` in the blocks for a shell."""
+def commands(page: str) -> Iterator[list[str]]:
+    """The words of each call of `rrm` in the blocks for a shell, up to a pipe or a redirection."""
     for _, block in blocks(page, "(?:bash|sh|console|shell)"):
         for line in block.replace("\\\n", " ").splitlines():
-            call = line.strip().removeprefix("$ ")
-            if call.startswith("rrm "):
-                yield call
+            words = shlex.shlex(line.strip().removeprefix("$ "), posix=True, punctuation_chars=True)
+            words.whitespace_split = True
+            if next(words, "") == "rrm":
+                yield list(takewhile(lambda word: not set(word) <= set("();<>|&"), words))
 
 
 def _named(pages: list[Path], language: str) -> list[Any]:
@@ -73,12 +75,12 @@ def test_python_of_a_page_runs(
 
 @pytest.mark.parametrize("page", _named(PAGES, "bash"))
 def test_commands_of_a_page_are_known(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for call in commands(page.read_text(encoding="utf-8")):
+    for words in commands(page.read_text(encoding="utf-8")):
         try:
-            build_parser().parse_args(shlex.split(call, comments=True)[1:])
+            build_parser().parse_args(words)
         except SystemExit as end:
             if end.code:
-                pytest.fail(f"{page.name}: `{call}`\n{capsys.readouterr().err}")
+                pytest.fail(f"{page.name}: `rrm {' '.join(words)}`\n{capsys.readouterr().err}")
 
 
 def test_a_page_with_faults_is_noticed(tmp_path: Path) -> None:
@@ -86,11 +88,11 @@ def test_a_page_with_faults_is_noticed(tmp_path: Path) -> None:
     page.write_text(
         "Text\n\n```python\na = 1\n```\n* in a list\n\n    ```python title='x'\n    a += 1\n    ```\n\n"
         "```python\n# not run: needs a cluster\nraise SystemExit\n```\n\n"
-        "```bash\n$ rrm segmnet x \\\n  y # why\nls\n```\n"
+        "```bash\n$ rrm segmnet x \\\n  'y z' > out # why\nls | rrm\n```\n"
     )
     names: dict[str, Any] = {}
     assert run_python(page, names) == 2 and names["a"] == 2
-    assert [shlex.split(call, comments=True) for call in commands(page.read_text())] == [["rrm", "segmnet", "x", "y"]]
+    assert list(commands(page.read_text())) == [["segmnet", "x", "y z"]]
     page.write_text(page.read_text() + "\n```python\n1 / 0\n```\n")
     with pytest.raises(ZeroDivisionError) as error:
         run_python(page, names)

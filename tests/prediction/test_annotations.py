@@ -9,7 +9,7 @@ import pytest
 from matplotlib.path import Path as Outline
 from pycocotools import mask as coco_mask
 
-from rrm.annotations import BACKGROUND, coco_regions, foreground, labelme, outlines
+from rrm.annotations import BACKGROUND, coco_regions, foreground, geojson, labelme, outlines
 from tests.prediction.conftest import made_photo
 
 CLASSES = ["a", "b", "c"]
@@ -23,6 +23,19 @@ def painted(shape: tuple[int, int], made: Any) -> Any:
     for each in made["shapes"]:
         inside = Outline(np.array(each["points"])).contains_points(centres).reshape(shape)
         labels[inside] = 0 if each["label"] == BACKGROUND else CLASSES.index(each["label"]) + 1
+    return labels
+
+
+def covered(shape: tuple[int, int], made: Any) -> Any:
+    """The labels that GeoJSON gives: of a polygon's rings an odd number is around each of its pixels."""
+    rows, columns = np.mgrid[: shape[0], : shape[1]] + 0.5
+    centres = np.stack([columns.ravel(), rows.ravel()], 1)
+    labels = np.zeros(shape, np.uint8)
+    for feature in made["features"]:
+        rings = [Outline(np.array(ring)) for ring in feature["geometry"]["coordinates"]]
+        inside = np.sum([ring.contains_points(centres) for ring in rings], 0).reshape(shape) % 2 == 1
+        assert not labels[inside].any(), "polygons overlap"
+        labels[inside] = feature["properties"]["label"]
     return labels
 
 
@@ -47,6 +60,26 @@ def test_polygons_of_things_in_holes_of_things() -> None:
     np.testing.assert_array_equal(painted(labels.shape, made), labels)
     assert (made["imagePath"], made["imageHeight"], made["imageWidth"]) == ("../photo.jpg", 21, 25)
     assert {each["label"] for each in made["shapes"]} == {*CLASSES, BACKGROUND}
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_geojson_of_noise_gives_the_labels_again(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 4, tuple(random.integers(1, 14, 2))).astype(np.uint8)
+    np.testing.assert_array_equal(covered(labels.shape, geojson(labels, CLASSES, "photo.jpg")), labels)
+
+
+def test_geojson_of_things_in_holes_of_things() -> None:
+    labels = _nested()
+    made = geojson(labels, CLASSES, "photo.jpg")
+    np.testing.assert_array_equal(covered(labels.shape, made), labels)
+    assert made["type"] == "FeatureCollection" and len(made["features"]) == 4
+    for feature in made["features"]:
+        assert feature["properties"]["class"] == CLASSES[feature["properties"]["label"] - 1]
+        outer, *holes = [np.array(ring) for ring in feature["geometry"]["coordinates"]]
+        assert all((ring[0] == ring[-1]).all() for ring in (outer, *holes))
+        areas = [ring[:-1, 0] @ ring[1:, 1] - ring[:-1, 1] @ ring[1:, 0] for ring in (outer, *holes)]
+        assert [area > 0 for area in areas] == [True] + [False] * len(holes)
 
 
 def test_straight_edges_have_no_points() -> None:

@@ -16,10 +16,12 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 import rrm
+from rrm import segmenting
+from rrm.photos import read_photo
 from rrm.segment_files import KINDS
 from rrm.store import Store
 from tests.prediction.conftest import CLASSES, made_photo
-from tests.prediction.test_annotations import painted
+from tests.prediction.test_annotations import covered, painted
 
 EVERYTHING = ("--write", *KINDS)
 Segment = Callable[..., int]
@@ -34,13 +36,13 @@ def out(tmp_path: Path) -> Path:
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Sizes of the photos that a network sees, in order."""
     sizes: list[tuple[int, int]] = []
-    predict = rrm.Segmenter.predict
+    predict = rrm.Segmenter.predict_batch
 
-    def recorded(self: rrm.Segmenter, image: Any, **options: Any) -> rrm.Prediction:
-        sizes.append(image.shape[:2])
-        return predict(self, image, **options)
+    def recorded(self: rrm.Segmenter, images: Any, *how: Any, **options: Any) -> list[rrm.Prediction]:
+        sizes.extend(image.shape[:2] for image in images)
+        return predict(self, images, *how, **options)
 
-    monkeypatch.setattr(rrm.Segmenter, "predict", recorded)
+    monkeypatch.setattr(rrm.Segmenter, "predict_batch", recorded)
     return sizes
 
 
@@ -53,16 +55,22 @@ def mask(out: Path, name: str) -> Any:
 
 
 def fails_at(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], error: BaseException) -> Callable[[], None]:
-    """Let the photo of this size fail; gives what undoes it."""
-    predict = rrm.Segmenter.predict
+    """Let batches with a photo of this size fail; gives what undoes it."""
+    predict = rrm.Segmenter.predict_batch
 
-    def failing(self: rrm.Segmenter, image: Any, **options: Any) -> rrm.Prediction:
-        if image.shape[:2] == size:
+    def failing(self: rrm.Segmenter, images: Any, *how: Any, **options: Any) -> list[rrm.Prediction]:
+        if size in [image.shape[:2] for image in images]:
             raise error
-        return predict(self, image, **options)
+        return predict(self, images, *how, **options)
 
-    monkeypatch.setattr(rrm.Segmenter, "predict", failing)
-    return lambda: monkeypatch.setattr(rrm.Segmenter, "predict", predict)
+    monkeypatch.setattr(rrm.Segmenter, "predict_batch", failing)
+    return lambda: monkeypatch.setattr(rrm.Segmenter, "predict_batch", predict)
+
+
+@pytest.fixture
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each photo be a batch."""
+    monkeypatch.setitem(segmenting.BATCH_PIXELS, "cpu", 1)
 
 
 # ---- outputs ----
@@ -96,6 +104,11 @@ def test_every_kind_of_output_says_the_same(
     for shape in polygons["shapes"]:
         shape["label"] = {"cat": "a", "dog": "b"}.get(shape["label"], shape["label"])
     np.testing.assert_array_equal(painted((33, 20), polygons), mask(out, "sub/b"))
+
+    features = json.loads((out / "geojson" / "a.geojson").read_text())
+    assert {each["properties"]["image"] for each in features["features"]} == {"a.JPG"}
+    np.testing.assert_array_equal(covered((24, 40), features), expected.labels)
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "photos" / "a.png")), read_photo(photos / "a.JPG"))
 
     coco = COCO(out / "rle.json")
     assert [coco.imgs[key]["file_name"] for key in (1, 2)] == ["a.JPG", "sub/b.png"]
@@ -148,6 +161,31 @@ def test_nothing_to_segment(segment: Segment, tmp_path: Path, out: Path, capsys:
     message = capsys.readouterr().err
     assert message.count("expected a photo, a folder with photos or a pattern, got none") == 3
     assert not out.exists()
+
+
+def test_photos_of_all_sizes_go_in_batches(
+    segment: Segment, tmp_path: Path, out: Path, segmenter: rrm.Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "many").mkdir()
+    sizes = [(24, 40), (24, 40), (40, 24), (24, 40), (66, 70), (24, 40)]
+    for number, size in enumerate(sizes):
+        Image.fromarray(made_photo(*size, seed=number)).save(tmp_path / "many" / f"{number}.png")
+    (tmp_path / "many" / "2b.png").write_text("no photo")
+    monkeypatch.setattr(segmenting, "_LEAST_PIXELS", 1)
+    monkeypatch.setitem(segmenting.BATCH_PIXELS, "cpu", 3 * 24 * 40)
+    batches: list[int] = []
+    predict = rrm.Segmenter.predict_batch
+
+    def recorded(self: rrm.Segmenter, images: Any, *how: Any, **options: Any) -> list[rrm.Prediction]:
+        batches.append(len(images))
+        return predict(self, images, *how, **options)
+
+    monkeypatch.setattr(rrm.Segmenter, "predict_batch", recorded)
+    assert segment(tmp_path / "many", "--tile", "64", crf=True) == 1
+    assert batches == [3, 1, 1, 1]
+    for number in range(len(sizes)):
+        alone = segmenter.predict(tmp_path / "many" / f"{number}.png", tile=64)
+        assert (mask(out, str(number)) == alone.labels).mean() > 0.99  # last bits of probabilities may differ
 
 
 # ---- what fails ----
@@ -286,6 +324,7 @@ def test_further_photos_join_what_is_collected(segment: Segment, photos: Path, o
     assert [image["file_name"] for image in json.loads((out / "rle.json").read_text())["images"]] == ["a.JPG", "b.png"]
 
 
+@pytest.mark.usefixtures("one_by_one")
 def test_an_interrupted_call_goes_on(
     segment: Segment, photos: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -299,6 +338,7 @@ def test_an_interrupted_call_goes_on(
     assert not list(out.rglob("*.tmp-*")) and not (out / ".parts").exists()
 
 
+@pytest.mark.usefixtures("one_by_one")
 @pytest.mark.parametrize("change", ["model", "options"])
 def test_results_of_others_are_refused_and_overwritten_on_demand(
     segment: Segment, photos: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from rrm.errors import RRMError
 from rrm.inference import for_storage
 from rrm.metrics import confusion_matrix
 from rrm.networks import build_network
-from rrm.segmenter import CRF_PRESET
+from rrm.segmenter import CRF_PRESET, Views
 from rrm.stages import evaluate, predict, submission
 from rrm.stages.call import Call
 from rrm.store import Store, StoreWriter
@@ -153,6 +154,31 @@ def test_a_crf_of_ones_own(segmenter: rrm.Segmenter) -> None:
     np.testing.assert_array_equal(without.labels, idle.labels)
     strong = segmenter.predict(photo, crf=rrm.DenseCRF(gaussian_weight=50))
     assert (strong.labels != without.labels).any()
+
+
+@pytest.mark.parametrize("views", [Views(), Views(crf=False, tile=64), Views(long_side=50, scales=(1, 0.5), flip=True)])
+def test_a_batch_is_what_each_photo_gives_alone(segmenter: rrm.Segmenter, views: Views) -> None:
+    sizes = [(40, 57), (70, 90), (57, 40), (40, 57), (1, 1)]
+    photos = [made_photo(*size, seed=seed) for seed, size in enumerate(sizes)]
+    named = [None, None, ["dog"], ["cat"], []]
+    options = {field.name: getattr(views, field.name) for field in fields(Views)}
+    together = segmenter.predict_batch(photos, named, views)
+    for photo, labels, seen in zip(photos, named, together, strict=True):
+        alone = segmenter.predict(photo, image_labels=labels, **options)
+        assert seen.labels.shape == photo.shape[:2]
+        np.testing.assert_allclose(seen.probabilities, alone.probabilities, atol=0.01)  # the CRF magnifies last bits
+        assert (seen.labels == alone.labels).mean() > 0.99
+    assert not together[-1].labels.any() and together[2].classes_found in (("dog",), ())
+    few = segmenter.predict_batch(photos[:2], probabilities=False)
+    assert [seen.scores for seen in few] == [None, None]
+    assert segmenter.predict_batch([]) == []
+
+
+def test_batches_that_are_refused(segmenter: rrm.Segmenter) -> None:
+    with pytest.raises(RRMError, match="image_labels: expected those of 2 photos, got 1: give one a photo"):
+        segmenter.predict_batch([PHOTOS["one"], PHOTOS["two"]], [["cat"]])
+    with pytest.raises(RRMError, match="image: expected at most 100 pixels"):
+        segmenter.predict_batch([PHOTOS["one"]], max_pixels=100)
 
 
 @pytest.mark.parametrize("crf", [True, False])
