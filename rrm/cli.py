@@ -21,7 +21,7 @@ from typing import Any
 
 from rrm.alive import stop_with_driver
 from rrm.config import Config, Runtime, json_schema, load
-from rrm.errors import RRMError
+from rrm.errors import RRMError, memory_fault
 from rrm.pipeline import STAGES, stage_options
 
 SHELLS = ("bash", "zsh", "fish", "tcsh")
@@ -523,7 +523,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RRMError, OSError) as error:
         _report(f"rrm {arguments.command}: {error}")
         return 1
+    except (MemoryError, RuntimeError) as error:
+        fault = memory_fault(error)
+        if fault is None:
+            raise
+        _report(f"rrm {arguments.command}: expected enough memory, got {fault}: {_LESS_MEMORY}")
+        return 1
     return 0
+
+
+_LESS_MEMORY = (
+    "lower train.batch_size, or raise train.accumulate, which takes a batch in parts; run fewer jobs or workers; "
+    "`rrm plan --measure` says what a job takes"
+)
 
 
 class _Stopped(BaseException):

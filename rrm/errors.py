@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+_NO_MEMORY = re.compile("out of memory|not enough memory|allocate (shared )?memory")
 
 _LONGEST = 4000  # characters of a line
 
@@ -53,3 +56,16 @@ class RRMErrors(RRMError):
         lines = [f"  - {fault}" for fault in self.faults[:_SHOWN]]
         lines += [f"  ... and {len(self.faults) - _SHOWN} more"] * (len(self.faults) > _SHOWN)
         super().__init__("\n".join([f"{title}: {len(self.faults)} fault(s)", *lines]))
+
+
+def memory_fault(error: BaseException) -> str | None:
+    """First line of an error of Python, NumPy or torch that says that memory ran out; None for any other error.
+
+    Example:
+        >>> memory_fault(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB."))
+        'CUDA out of memory. Tried to allocate 2 GiB.'
+        >>> memory_fault(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    """
+    if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
+        return None
+    return (str(error).splitlines() or ["MemoryError"])[0][:120]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rrm.datasets.voc import VocLayout, collect_faults, raise_faults
-from rrm.errors import RRMError
+from rrm.errors import RRMError, memory_fault
 from rrm.inference import PASS_PIXELS
 from rrm.parallel import filled, map_in_threads, prefetched
 from rrm.photos import MAX_PIXELS, SUFFIXES, Photo, read_photo
@@ -315,9 +315,9 @@ def _enough_memory(source: Source) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        first = memory_fault(error)
+        if first is None:
             raise
-        first = (str(error).splitlines() or ["MemoryError"])[0][:120]
         raise RRMError(
             f"{source.path}: expected enough memory, got {first}: use a smaller tile, or fewer scales"
         ) from None

@@ -126,6 +126,21 @@ def test_scores_are_json_for_scripts(tmp_path: Path, capsys: pytest.CaptureFixtu
     }
 
 
+def test_too_little_memory_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A crop that no machine has the memory for."""
+    own = tmp_path / "own.yaml"
+    own.write_text("classifier: {train: {crop: 100000000}}\nruntime: {device: cpu, workers: 0}\n")
+    config = ["--config", str(ROOT / "config.yaml"), str(ROOT / "tests" / "tiny.yaml"), str(own)]
+    manifest, photos = tmp_path / "voc" / "manifest.json", tmp_path / "photos.h5"
+    assert main(["demo-data", *config, "--out", str(manifest)]) == 0
+    assert main(["pack-photos", *config, "--in", f"manifest={manifest}", "--out", str(photos)]) == 0
+    capsys.readouterr()
+    assert main(["classifier", *config, "--in", f"photos={photos}", "--out", str(tmp_path / "weights.pth")]) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("rrm classifier: expected enough memory, got Unable to allocate") and "accumulate" in told
+    assert not (tmp_path / "weights.pth").exists()
+
+
 def documented_codes() -> set[int]:
     rows = re.findall(r"^\| (\d+) \|", ROOT.joinpath("docs", "command-line.md").read_text(), flags=re.MULTILINE)
     return {int(code) for code in rows}
