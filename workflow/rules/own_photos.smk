@@ -27,6 +27,7 @@ rule photo_facts:
 
 rule label_agreement:
     input:
+        PLAN.behind("one_step"),
         *PLAN.judged.values(),
         photos=LAYOUT.photos,
         facts=LAYOUT.photo_facts,
@@ -55,6 +56,7 @@ rule label_agreement:
 
 rule doubt:
     input:
+        PLAN.behind("one_step"),
         *PLAN.judged.values(),
         photos=LAYOUT.photos,
         facts=LAYOUT.photo_facts,
