@@ -442,9 +442,9 @@ class Segment(Section):
     scales: Scales = Field([1.0], description="scales of the photo")
     flip: bool = Field(False, description="the mirrored photo too")
     crf: bool = Field(True, description="refine by the CRF at test time")
-    write: Annotated[list[Literal["masks", "overlays", "polygons", "rle", "probabilities"]], Field(min_length=1)] = (
-        Field(["masks", "overlays"], description="what is written of each photo")
-    )
+    write: Annotated[
+        list[Literal["masks", "overlays", "polygons", "geojson", "rle", "probabilities"]], Field(min_length=1)
+    ] = Field(["masks", "overlays"], description="what is written of each photo")
 
     @field_validator("write")
     @classmethod

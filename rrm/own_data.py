@@ -28,7 +28,9 @@ from rrm.own_project import Start, write_project
 from rrm.photo_checks import PhotoFacts, alike, contact_sheet, inspect
 from rrm.photos import read_photo
 from rrm.progress import tracked
+from rrm.segment_files import Source
 from rrm.segmenting import find_photos
+from rrm.videos import is_video
 
 MAX_PIXELS = 50_000_000
 """As `dataset.max_pixels`."""
@@ -124,7 +126,7 @@ def take_in(images: Sequence[str], out: Path, wishes: Wishes) -> OwnData:
     """
     faults: list[str] = []
     sources = collect_faults(faults, find_photos, images, out, faults) or []
-    files = {source.name: source.path for source in sources if _nameable(source.name, faults)}
+    files = {source.name: source.path for source in sources if _usable(source, faults)}
     if wishes.labels is None:
         files, told = _by_folders(files)
     else:
@@ -159,8 +161,11 @@ def _divided(
     return OwnData(files, facts, labels, classes, groups, splits, list(dict.fromkeys(faults)))
 
 
-def _nameable(name: str, faults: list[str]) -> bool:
-    """Whether a name can stand in a list, one a line."""
+def _usable(source: Source, faults: list[str]) -> bool:
+    """Whether it is a photo whose name can stand in a list, one a line; videos are passed over."""
+    name = source.name
+    if is_video(source.path):
+        return False
     if name == name.strip() and len(name.splitlines()) == 1:
         return True
     faults.append(

@@ -26,6 +26,7 @@ from rrm.segmenting import Options, find_photos, segment
 from rrm.store import atomic_path
 from rrm.tables import write_table
 from rrm.training import take_device
+from rrm.videos import is_video
 
 
 def own_masks(model: Path, out: Path, options: Mapping[str, Any], runtime: Mapping[str, Any]) -> None:
@@ -63,7 +64,8 @@ def own_masks(model: Path, out: Path, options: Mapping[str, Any], runtime: Mappi
     with atomic_path(before) as temporary:
         temporary.write_text(key)
     segment(segmenter, digest, inputs, folder, how, overwrite=not same, log_seconds=runtime["log_seconds"])
-    write_table(out, _shares(folder, sources, segmenter.classes))
+    photos = [source for source in sources if not is_video(source.path)]
+    write_table(out, _shares(folder, photos, segmenter.classes))
 
 
 def _write_labels(path: Path, sources: Sequence[Source], segmenter: Segmenter, data: Mapping[str, Any]) -> None:
