@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from numpy.typing import NDArray
-
 from rrm.errors import RRMError
 from rrm.parallel import WINDOW
 from rrm.progress import tracked
@@ -144,8 +142,8 @@ def _lines(ids: Iterable[str]) -> bytes:
 def merge_shards(folder: Path, parts: int, out: Path, log_seconds: float = 10.0) -> None:
     """Write one store from all shards of it: byte for byte what the stage writes without shards.
 
-    All shards are checked before the first record is copied. Records are copied one at a time; each array's CRC-32 is
-    checked as it is read.
+    All shards are checked before the first record is copied. Records are copied one at a time as they were packed, with
+    the CRC-32 of each array checked.
 
     Args:
         folder: holds the shards, as `shard_path` names them.
@@ -163,15 +161,15 @@ def merge_shards(folder: Path, parts: int, out: Path, log_seconds: float = 10.0)
     first = _checked(paths)
     total = first.attrs["shard"]["total"]
     with StoreWriter(out, first.kind, first.config, first.code, _common(first)) as writer:
-        for name, arrays in tracked(_records(paths), f"merge {out.name}", total, log_seconds):
-            writer.add(name, arrays)
+        for name, store in tracked(_records(paths), f"merge {out.name}", total, log_seconds):
+            writer.copy(name, store)
 
 
-def _records(paths: Iterable[Path]) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
-    """All records in order; one shard is open at a time."""
+def _records(paths: Iterable[Path]) -> Iterator[tuple[str, Store]]:
+    """All records in order, each with its shard; one shard is open at a time."""
     for path in paths:
         store = Store(path, KINDS)
-        yield from ((name, store[name]) for name in store.ids)
+        yield from ((name, store) for name in store.ids)
         store.close()
 
 

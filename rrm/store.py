@@ -333,24 +333,55 @@ class StoreWriter:
             record: its id, unique in the store.
             arrays: named arrays, numeric or boolean, of any shape; at least one.
         """
-        if record in self._checksums:
-            raise RRMError(f"{self.path}: record {record!r}: expected each id once, got it twice: remove the double")
         if not arrays:
             raise RRMError(f"{self.path}: record {record!r}: expected at least one array, got none: give its arrays")
-        number = len(self._checksums)
+        prefix = self._next(record)
         with _signals_held():
-            self._checksums[record] = {name: self._write(f"{number:08d}.{name}", a) for name, a in arrays.items()}
+            self._checksums[record] = {name: self._write(f"{prefix}.{name}", array) for name, array in arrays.items()}
         self._sink.check()
+
+    def copy(self, record: str, store: Store) -> None:
+        """Append a record of another store: `add(record, store[record])`, with the packed bytes as they are.
+
+        Each array is unpacked for its CRC-32; it is packing that takes the time.
+
+        Args:
+            record: its id, in that store and in this one.
+            store: written with the compression of this writer.
+        """
+        prefix = self._next(record)
+        with _signals_held():
+            self._checksums[record] = {
+                name: self._copy(f"{prefix}.{name}", record, store, name) for name in store.names(record)
+            }
+        self._sink.check()
+
+    def _next(self, record: str) -> str:
+        if record in self._checksums:
+            raise RRMError(f"{self.path}: record {record!r}: expected each id once, got it twice: remove the double")
+        return f"{len(self._checksums):08d}"
+
+    def _packing(self, array: NDArray[Any]) -> dict[str, Any]:
+        if self._compression is None or array.nbytes < 4096:
+            return {}
+        options = {"chunks": array.shape, "compression": self._compression, "shuffle": array.itemsize > 1}
+        return options | ({"compression_opts": _LEVEL} if self._compression == "gzip" else {})
 
     def _write(self, name: str, value: NDArray[Any]) -> int:
         array = np.require(value, requirements="C")
         if array.dtype.kind not in "biuf":
             raise RRMError(f"{self.path}: {name}: expected numbers or booleans, got {array.dtype}: convert the array")
-        options: dict[str, Any] = {}
-        if self._compression is not None and array.nbytes >= 4096:
-            options = {"chunks": array.shape, "compression": self._compression, "shuffle": array.itemsize > 1}
-            options |= {"compression_opts": _LEVEL} if self._compression == "gzip" else {}
-        self._file.create_dataset(name, data=array, track_times=False, **options)
+        self._file.create_dataset(name, data=array, track_times=False, **self._packing(array))
+        return _checksum(array)
+
+    def _copy(self, name: str, record: str, store: Store, source: str) -> int:
+        array = store.read(record, source)
+        packing = self._packing(array)
+        packed = store.packed(record, source) if packing else None
+        if packed is None:
+            return self._write(name, array)
+        made = self._file.create_dataset(name, array.shape, array.dtype, track_times=False, **packing)
+        made.id.write_direct_chunk((0,) * array.ndim, packed)
         return _checksum(array)
 
     def __exit__(
@@ -534,6 +565,15 @@ class Store:
         if _checksum(array) != self._checksums[number][name]:
             raise self._fault(f"damaged bytes in array {name!r} of record {record!r} (CRC-32 does not match)")
         return array
+
+    def packed(self, record: str, name: str) -> bytes | None:
+        """The bytes of one array as gzip packed them; None where they are packed otherwise, or not at all."""
+        data = self._file()[f"{self._numbers[record]:08d}.{name}"]
+        how = (data.compression, data.compression_opts, data.chunks, data.shuffle)
+        if how != ("gzip", _LEVEL, data.shape, data.dtype.itemsize > 1):
+            return None
+        skipped, content = data.id.read_direct_chunk((0,) * data.ndim)
+        return None if skipped else bytes(content)
 
     def only(self, record: str) -> Store:
         """The store with one of its records and without `attrs`: quickly sent to a process that reads no other.

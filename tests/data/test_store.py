@@ -82,6 +82,27 @@ def test_same_input_gives_same_bytes(tmp_path: Path) -> None:
     assert write(tmp_path / "second.h5").read_bytes() == first
 
 
+@pytest.mark.parametrize("source", ["gzip", None, "lzf"])
+def test_copied_records_are_the_same_bytes_and_checked(tmp_path: Path, source: str | None) -> None:
+    arrays = ARRAYS | {
+        "large": np.linspace(0, 1, 3 * 40 * 50).reshape(3, 40, 50).astype(np.float16),
+        "bytes": np.arange(10_000, dtype=np.uint8).reshape(100, 100),
+    }
+    for name, compression in (("first.h5", source), ("added.h5", "gzip")):
+        with StoreWriter(tmp_path / name, "masks", {}, "", compression=compression) as writer:
+            for record in ("a", "b"):
+                writer.add(record, arrays)
+    with StoreWriter(tmp_path / "copied.h5", "masks", {}, "") as writer:
+        for record in ("a", "b"):
+            writer.copy(record, Store(tmp_path / "first.h5", "masks"))
+    assert (tmp_path / "copied.h5").read_bytes() == (tmp_path / "added.h5").read_bytes()
+    with h5py.File(tmp_path / "first.h5", "r+") as file:
+        file["00000001.large"][0, 0, 0] = 7
+    with pytest.raises(RRMError, match="damaged bytes"), StoreWriter(tmp_path / "bad.h5", "masks", {}, "") as writer:
+        writer.copy("b", Store(tmp_path / "first.h5", "masks"))
+    assert not (tmp_path / "bad.h5").exists()
+
+
 def test_compression_pays_for_masks(tmp_path: Path) -> None:
     sizes = {}
     for compression in ("gzip", None):
