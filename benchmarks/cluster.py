@@ -3,10 +3,11 @@
     python -m benchmarks.cluster --config config.yaml --measure --rates rates.json --out cluster.json --plot cluster.png
 
 Measured are seconds and bytes a photo of each stage and of the merge of its shards (the rates file, which is that of
-`rrm plan --measure`; here only the stages in question are measured), and what a record costs a store here: to write
-and to know (`store_costs`). All else is assumed, and stands in the file that is written (`Assumptions`). Each job of a
-stage is an event: it waits for its submission and a free GPU, opens its stores, works through its photos at its node's
-speed, and begins anew if the node fails before it has ended. The merge starts after the last job.
+`rrm plan --measure`; here only the stages in question are measured, or with `--run` taken from what the jobs of a run
+took), and what a record costs a store here: to write and to know (`store_costs`). All else is assumed, and stands in
+the file that is written (`Assumptions`). Each job of a stage is an event: it waits for its submission and a free GPU,
+opens its stores, works through its photos at its node's speed, and begins anew if the node fails before it has ended.
+The merge starts after the last job.
 """
 
 from __future__ import annotations
@@ -27,9 +28,12 @@ import numpy as np
 from rrm.config import Config, load
 from rrm.cost import Job
 from rrm.errors import RRMError
+from rrm.pipeline import Layout
 from rrm.rates import Rate, Rates, measure_rates, rate_key
+from rrm.shards import KINDS, merge_shards, own_share, shard_path
 from rrm.store import Store, StoreWriter, atomic_path
 from rrm.training import pick_device
+from rrm.usage import Usage
 
 HOUR = 3600.0
 SHARDS = (256, 1024, 4096, 16384)
@@ -150,6 +154,64 @@ def _memory(path: Path) -> int:
     tracemalloc.stop()
     store.close()
     return peak
+
+
+def rates_of_run(config: Config, run: Path, model: str, masks: str) -> Rates:
+    """Rates by the processor seconds that the jobs of a run took, and by merging shards of its stores again.
+
+    What a photo takes in prediction and evaluation is the difference of the jobs on val and on test over that of their
+    photos, as a mean over the seeds. The rest is the start of a job; a set of pseudo masks starts as a prediction does.
+
+    Args:
+        config: of the run.
+        run: its folder, `results/<data set>`.
+        model: that predicts.
+        masks: set of pseudo masks.
+    """
+    layout, seed = Layout(run.parent, run.name), config.seeds[0]
+    measured: dict[str, Rate] = {}
+    for stage, store in (("predict", layout.prediction), ("evaluate", layout.confusion)):
+        stores = [store(seed, model, split) for split in ("val", "test")]
+        took = [_took(config, layout, model, f"{stage}_{split}") for split in ("val", "test")]
+        photos = [len(Store(path, KINDS)) for path in stores]
+        unit = (took[0] - took[1]) / (photos[0] - photos[1])
+        measured |= _measured_rates(stage, stores[0], took[0] - photos[0] * unit, unit)
+    path, start = layout.pseudo_masks(seed, masks), measured["predict"].start_seconds
+    unit = (_took(config, layout, "pseudo_masks", masks) - start) / len(Store(path, KINDS))
+    measured |= _measured_rates("pseudo-masks", path, start, unit)
+    entries = {rate_key(config, job): measured[job.task] for job in simulated_jobs(model, masks)}
+    return Rates({"run": run.name, "clock": "processor seconds"}, entries)
+
+
+def _took(config: Config, layout: Layout, *parts: str) -> float:
+    """Processor seconds of a job, as a mean over the seeds."""
+    paths = [layout.usage.joinpath(f"seed{seed}", *parts) for seed in config.seeds]
+    return float(np.mean([Usage.read(path.with_name(f"{path.name}.json")).cpu_seconds for path in paths]))
+
+
+def _measured_rates(stage: str, path: Path, start: float, unit: float) -> dict[str, Rate]:
+    """Rates of a stage and of the merge of its shards."""
+    whole = Store(path, KINDS)
+    size = path.stat().st_size / len(whole)
+    merge = f"merge {stage}"
+    return {
+        stage: Rate(stage, start, unit, 0, 0, 0.0, size, 0.0),
+        merge: Rate(merge, 0.0, _merging(whole), 0, 0, 0.0, 0.0, 0.0),
+    }
+
+
+def _merging(whole: Store) -> float:
+    """Processor seconds a record of merging two shards of a store."""
+    with tempfile.TemporaryDirectory(prefix="rrm-cluster-") as name:
+        folder = Path(name)
+        for part in (1, 2):
+            ids, attrs = own_share({"shard": f"{part}/2"}, whole.ids, whole.attrs)
+            with StoreWriter(shard_path(folder, part, 2), whole.kind, whole.config, whole.code, attrs) as shard:
+                for record in ids:
+                    shard.copy(record, whole)
+        begin = time.process_time()
+        merge_shards(folder, 2, folder / "whole.h5")
+        return (time.process_time() - begin) / len(whole)
 
 
 def simulated_jobs(model: str, masks: str) -> list[Job]:
@@ -282,31 +344,51 @@ def limits(works: Sequence[Load], assumptions: Assumptions, costs: StoreCosts) -
 # ---- told ----
 
 
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The results as Markdown: hours of busy GPUs alone, until the last shard and until the merge, and what is lost."""
+    head = ("stage", "shards", "busy GPUs, h", "shards, h", "worst, h", "merge, h", "failures", "GPU h lost", "TB")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in rows:
+        hours = [
+            row[name] for name in ("busy_hours", "hours", "worst_hours", "merge_hours", "failures", "lost_gpu_hours")
+        ]
+        cells = [row["stage"], str(row["shards"]), *(f"{value:.3g}" for value in [*hours, row["store_bytes"] / 1e12])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Hours of shards and of the merge, and GPU hours lost, over the number of shards."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
     hours, lost = figure.subplots(1, 2)
     for number, stage in enumerate(dict.fromkeys(row["stage"] for row in rows)):
         mine = [row for row in rows if row["stage"] == stage]
         x, color = [row["shards"] for row in mine], f"C{number}"
         hours.plot(x, [row["hours"] for row in mine], "o-", color=color, label=stage)
         hours.plot(x, [row["merge_hours"] for row in mine], "--", color=color, label=f"merge {stage}")
-        hours.axhline(mine[0]["busy_hours"], color=color, alpha=0.3)
+        hours.axhline(mine[0]["busy_hours"], color=color, alpha=0.3, label=f"busy GPUs, {stage}")
         lost.plot(x, [row["lost_gpu_hours"] for row in mine], "o-", color=color, label=f"failures, {stage}")
         lost.plot(x, [row["opening_gpu_hours"] for row in mine], ":", color=color, label=f"opening stores, {stage}")
     for axes, what in ((hours, "hours"), (lost, "GPU hours")):
-        axes.set(xscale="log", yscale="log", xlabel="shards", ylabel=what)
-        axes.legend(fontsize=7)
+        axes.set(xscale="log", xlabel="shards", ylabel=what)
+        axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3 if axes is hours else 2)
+    hours.set_yscale("log")
+    lost.set_yscale("symlog", linthresh=1)  # nothing may be lost
+    lost.set_ylim(bottom=0)
     figure.savefig(path, dpi=150)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, nargs="+", required=True, help="config file(s) of the rates")
-    parser.add_argument("--rates", type=Path, required=True, help="of rrm plan --measure; with --measure: to write")
-    parser.add_argument("--measure", action="store_true", help="measure the simulated stages on this machine")
+    parser.add_argument(
+        "--rates", type=Path, required=True, help="of rrm plan --measure; with --measure or --run: to write"
+    )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--measure", action="store_true", help="measure the simulated stages on this machine")
+    how.add_argument("--run", type=Path, help="take the rates from this run, a folder results/<data set>")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to measure")
     parser.add_argument("--threads", type=int, default=1, help="threads of each job that is measured")
     parser.add_argument("--model", default="one_step", help="that predicts")
@@ -323,8 +405,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _measure(config: Config, options: argparse.Namespace) -> None:
-    jobs = simulated_jobs(options.model, options.masks)
-    rates = measure_rates(config, jobs, pick_device(options.device), options.threads)
+    if options.run:
+        rates = rates_of_run(config, options.run, options.model, options.masks)
+    else:
+        jobs = simulated_jobs(options.model, options.masks)
+        rates = measure_rates(config, jobs, pick_device(options.device), options.threads)
     with atomic_path(options.rates) as temporary:
         temporary.write_text(rates.to_json(), encoding="utf-8")
 
@@ -334,7 +419,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     assumptions = replace(Assumptions(), **{f.name: getattr(options, f.name) for f in fields(Assumptions)})
     config = load(*options.config)
-    if options.measure:
+    if options.measure or options.run:
         _measure(config, options)
     rates = Rates.read(options.rates)
     works = loads(config, rates, assumptions, options.model, options.masks)
@@ -352,8 +437,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(content, indent=1) + "\n")
-    for row in rows:
-        print("  ".join(f"{name} {value:.3g}" if name != "stage" else value for name, value in row.items()))
+    print(table(rows))
+    for each in content["breaks_first"]:
+        print(
+            ", ".join(
+                f"{name}: {value if isinstance(value, str) else f'{value:.3g}'}"
+                for name, value in each.items()
+                if value is not None
+            )
+        )
     if options.plot:
         plot(rows, options.plot)
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import rrm.rates
@@ -16,13 +17,17 @@ from benchmarks.cluster import (
     StoreCosts,
     limits,
     merge_seconds,
+    rates_of_run,
     simulate,
     simulated_jobs,
     store_costs,
 )
 from rrm.config import load
 from rrm.errors import RRMError
+from rrm.pipeline import Layout
 from rrm.rates import Rate, Rates, rate_key
+from rrm.store import StoreWriter
+from rrm.usage import Usage
 from tests.workflow.project import REPOSITORY
 
 CONFIG = [REPOSITORY / "config.yaml", REPOSITORY / "tests" / "tiny.yaml"]
@@ -69,7 +74,7 @@ def test_costs_of_stores_are_measured(tmp_path: Path) -> None:
     assert 30 < costs.index < 60
 
 
-def test_the_file_holds_results_and_all_that_was_assumed(tmp_path: Path) -> None:
+def test_the_file_holds_results_and_all_that_was_assumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, files = load(*CONFIG), [str(path) for path in CONFIG]
     flops = {"predict": 2.0, "pseudo-masks": 2.0}
     entries = {
@@ -83,6 +88,9 @@ def test_the_file_holds_results_and_all_that_was_assumed(tmp_path: Path) -> None
         [*command, "--shards", "8", "32", "--records", "50", "--seeds", "2", "--photos", "5000", "--gpu-tflops", "4"]
     )
     content = json.loads(out.read_text())
+    told = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [line[1] for line in told] == ["shards", *["8", "32"] * 3]
+    assert len({len(line) for line in told}) == 1
     assert content["assumed"]["photos"] == 5000
     assert [each["records"] for each in content["stores"]] == [5, 50]
     assert [(row["stage"], row["shards"]) for row in content["results"]] == [
@@ -115,3 +123,27 @@ def test_rates_are_measured_where_asked_for(tmp_path: Path, monkeypatch: pytest.
             merge.unit_seconds,
         )
         assert rate.unit_bytes > 0 == merge.unit_bytes
+
+
+def test_rates_are_taken_from_a_run(tmp_path: Path) -> None:
+    config, layout, took = load(*CONFIG), Layout(tmp_path, "tiny"), {"val": 4.0, "test": 2.5}
+    for split, photos in (("val", 4), ("test", 2)):
+        for path, kind in (
+            (layout.prediction(0, "one_step", split), "probabilities"),
+            (layout.confusion(0, "one_step", split), "confusion"),
+            (layout.pseudo_masks(0, "one_step"), "pseudo_masks"),
+        ):
+            with StoreWriter(path, kind, {}, "") as writer:
+                for number in range(photos):
+                    writer.add(f"{number}", {"a": np.zeros((64, 64), np.float32)})
+        for stage in ("predict", "evaluate"):
+            usage = Usage(9.0, took[split], 1, 0)
+            usage.write(layout.usage / "seed0" / "one_step" / f"{stage}_{split}.json")
+    Usage(9.0, 2.0, 1, 0).write(layout.usage / "seed0" / "pseudo_masks" / "one_step.json")
+    entries = rates_of_run(config, layout.run, "one_step", "one_step").entries
+    rates = {rate.stage: rate for rate in entries.values()}
+    assert (rates["predict"].unit_seconds, rates["predict"].start_seconds) == (0.75, 1.0)
+    assert rates["evaluate"].unit_seconds == 0.75
+    assert rates["pseudo-masks"].unit_seconds == pytest.approx((2.0 - 1.0) / 2)
+    assert all(rates[f"merge {stage}"].unit_seconds > 0 for stage in ("predict", "evaluate", "pseudo-masks"))
+    assert set(entries) == {rate_key(config, job) for job in simulated_jobs("one_step", "one_step")}

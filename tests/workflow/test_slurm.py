@@ -1,20 +1,21 @@
-"""The workflow on a real Slurm: what jobs ask for, jobs that are cancelled or run out of time, and the same results.
+"""The workflow on a real Slurm: what jobs ask for, jobs and drivers that end early, and the same results as without.
 
-Uses the Slurm that answers here, or starts one of one node with two GPUs that are pretended, so that its jobs run on
-the CPU but ask as they would with cards.
+Uses the Slurm that answers here, or with RRM_START_SLURM=1 starts one of one node with two GPUs that are pretended, so
+that its jobs run on the CPU but ask as they would with cards. It is stopped afterwards.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ from tests.conftest import SHARED
 from tests.workflow.project import REPOSITORY, Project, clone_into
 from tests.workflow.test_profiles import NETWORKS
 
-SEED = "results/tiny/seed0"
-TARGETS = (f"{SEED}/one_step/confusion_val.h5", f"{SEED}/step_two/vgg16/weights.pth")
+DATA, SEED = "results/tiny", "results/tiny/seed0"
+WEIGHTS, SCORES = f"{SEED}/one_step/weights.pth", f"{SEED}/one_step/confusion_val.h5"
 STEPS = 400  # of the training that is interrupted: some seconds
 WAIT = 1200.0
+CONFIGURATION = Path("/etc/slurm/slurm.conf")
 
 
 def _told(*command: str) -> str:
@@ -41,31 +43,49 @@ def _answers() -> bool:
     return shutil.which("scontrol") is not None and "is UP" in _told("scontrol", "ping")
 
 
-@pytest.fixture(scope="module")
-def slurm() -> Iterator[None]:
-    """A Slurm that answers, or why there is none."""
-    if _answers():
-        yield
-        return
+def _start() -> None:
+    """Start a Slurm, or skip saying why there is none."""
     start = SHARED / "slurm" / "slurm_up.sh"
     if not start.exists():
-        pytest.skip("no Slurm answers on this machine (`scontrol ping`)")
-    if os.geteuid():
-        pytest.skip("no Slurm answers on this machine, and only root may start one")
+        pytest.skip(f"no Slurm answers here (`scontrol ping`), and there is no {start} to start one (RRM_SHARED)")
+    if not os.environ.get("RRM_START_SLURM"):
+        pytest.skip("no Slurm answers here (`scontrol ping`); RRM_START_SLURM=1 installs and starts one")
+    if os.geteuid() or shutil.which("apt-get") is None:
+        pytest.skip("no Slurm answers here (`scontrol ping`), and one is started by root on Debian only")
     knobs = os.environ | {"SLURM_FAKE_GPUS": "2", "SLURM_CPUS": "4"}
     up = subprocess.run([start], env=knobs, capture_output=True, text=True, check=False)
     if up.returncode:
         pytest.skip(f"Slurm could not be started: {(up.stderr or up.stdout).strip().splitlines()[-1]}")
-    yield
-    subprocess.run([SHARED / "slurm" / "slurm_down.sh"], check=True, capture_output=True)
+
+
+def _stop() -> None:
+    """Stop the daemons, and take their configuration away: with it, each call of Snakemake would wait for them."""
+    subprocess.run([SHARED / "slurm" / "slurm_down.sh", "--purge"], check=True, capture_output=True)
+    if "slurm_up.sh" in CONFIGURATION.read_text():
+        CONFIGURATION.unlink()
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[None]:
+    """A Slurm that answers; one test session at a time starts and stops one."""
+    with Path(tempfile.gettempdir(), "rrm-test-slurm.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if _answers():
+            yield
+            return
+        _start()
+        try:
+            yield
+        finally:
+            _stop()
 
 
 def _tiny(root: Path) -> Project:
     files = (REPOSITORY / "config.yaml", REPOSITORY / "tests" / "tiny.yaml")
     demo, tiny = (yaml.safe_load(path.read_text()) for path in files)
-    config = merge(merge(demo, tiny), {"runtime": {"device": "cpu", "shards": {"evaluate": 2}}, "methods": {}})
-    config["step_two"], config["bounds"] = {"vgg16": config["step_two"]["vgg16"]}, {}
+    config = merge(merge(demo, tiny), {"runtime": {"device": "cpu"}, "methods": {}, "step_two": {}, "bounds": {}})
     config["one_step"]["train"] |= {"steps": STEPS, "checkpoint_every": STEPS}  # none but that of a SIGTERM
+    root.mkdir()
     project = clone_into(root)
     project.configure(config)
     return project
@@ -85,96 +105,142 @@ def _profile(project: Project) -> str:
     return str(folder.relative_to(project.root))
 
 
-def _jobs(name: str = "") -> dict[str, dict[str, str]]:
-    """What Slurm knows of the jobs that it was given: by id, `scontrol`'s facts, of one rule or all."""
-    lines = _told("scontrol", "--oneliner", "show", "job").splitlines()
-    jobs = [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in lines if line.startswith("JobId=")]
-    return {job["JobId"]: job for job in jobs if job.get("Comment", "").startswith(f"rule_{name}")}
+class _Cluster:
+    """A project whose jobs go to Slurm, and what Slurm knows of them."""
 
+    def __init__(self, project: Project, log: Path) -> None:
+        self.project, self.log = project, log
+        self.command = [sys.executable, "-m", "snakemake", "--nocolor", "--workflow-profile", _profile(project)]
+        self._before = set(self._all())
+        self._ended: set[str] = set()
 
-def _until(ready: Callable[[], Any], process: subprocess.Popen[Any], log: Path) -> Any:
-    end = time.monotonic() + WAIT
-    while not (found := ready()):
-        assert process.poll() is None and time.monotonic() < end, log.read_text()[-3000:]
-        time.sleep(0.2)
-    return found
+    def drive(self, *targets: str) -> subprocess.Popen[Any]:
+        """Start Snakemake."""
+        with self.log.open("a") as file:
+            command = [*self.command, *targets]
+            return subprocess.Popen(command, cwd=self.project.root, stdout=file, stderr=subprocess.STDOUT)
 
+    @staticmethod
+    def _all() -> dict[str, dict[str, str]]:
+        lines = _told("scontrol", "--oneliner", "show", "job").splitlines()
+        jobs = [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in lines if line.startswith("JobId=")]
+        return {job["JobId"]: job | {"Rule": _rule(job)} for job in jobs if _rule(job)}
 
-def _checkpoint(project: Project) -> int:
-    """Step of the checkpoint of the one-step training."""
-    for path in project.root.glob(f"{SEED}/one_step/**/last.pth"):
+    def jobs(self, rule: str = "") -> dict[str, dict[str, str]]:
+        """Jobs by id, in the order of their submission: `scontrol`'s facts and the rule."""
+        jobs = {name: job for name, job in self._all().items() if name not in self._before}
+        return {name: jobs[name] for name in sorted(jobs, key=int) if rule in ("", jobs[name]["Rule"])}
+
+    def training(self, driver: subprocess.Popen[Any]) -> str:
+        """Id of a new job of the one-step training, once its step runs."""
+
+        def found() -> str:
+            states = {name: job["JobState"] for name, job in self.jobs("one_step").items()}
+            running = {name for name, state in states.items() if state == "RUNNING"} - self._ended
+            return min((name for name in running if _told("squeue", "-h", "-s", "-j", name)), default="")
+
+        job: str = self.until(found, driver)
+        self._ended.add(job)
+        return job
+
+    def until(self, ready: Callable[[], Any], driver: subprocess.Popen[Any] | None = None) -> Any:
+        """What `ready` gives once it gives anything."""
+        end = time.monotonic() + WAIT
+        while not (found := ready()):
+            stopped = driver is not None and driver.poll() is not None
+            assert not stopped and time.monotonic() < end, self.log.read_text()[-3000:]
+            time.sleep(0.2)
+        return found
+
+    def goes_on(self, after: int, driver: subprocess.Popen[Any] | None = None) -> None:
+        """Wait until the training has done some steps more than `after`."""
+        histories = f"{SEED}/one_step/**/history.jsonl"
+        self.until(lambda: sum(map(_lines, self.project.root.glob(histories))) > after + 2, driver)
+
+    def state(self, job: str) -> str:
+        """State of a job that has ended, once it has."""
+
+        def ended() -> str:
+            state = self.jobs()[job]["JobState"]
+            return "" if state in ("RUNNING", "COMPLETING") else state
+
+        return str(self.until(ended))
+
+    def checkpoint(self) -> int:
+        """Step of the checkpoint of the one-step training."""
+        (path,) = self.project.root.glob(f"{SEED}/one_step/**/last.pth")
         return int(torch.load(path, map_location="cpu", weights_only=True)["step"])
-    return 0
 
 
-def _steps(project: Project) -> int:
-    """Steps of the one-step training that are done."""
-    return sum(len(path.read_text().splitlines()) for path in project.root.glob(f"{SEED}/one_step/**/history.jsonl"))
+def _rule(job: dict[str, str]) -> str:
+    return job.get("Comment", "").removeprefix("rule_").split("_wildcards")[0] if "Comment" in job else ""
 
 
-def _running(known: set[str]) -> str:
-    """A job of the one-step training that runs and is not among these."""
-    jobs = {name for name, job in _jobs("one_step").items() if job["JobState"] == "RUNNING"} - known
-    return min(jobs, default="")
-
-
-def _end_of(job: str) -> str:
-    state = _jobs("one_step")[job]["JobState"]
-    return "" if state in ("RUNNING", "COMPLETING") else state
-
-
-def _cancel(job: str) -> None:
-    subprocess.run(["scancel", job], check=True)
+def _lines(path: Path) -> int:
+    return len(path.read_text().splitlines())
 
 
 def _hang(job: str) -> None:
     """Stop the job's processes, as if they waited for a disk, and let it run out of time."""
     subprocess.run(["scancel", "--signal=STOP", job], check=True)
-    subprocess.run(["scontrol", "update", f"JobId={job}", "TimeLimit=1"], check=True)
+    subprocess.run(["scontrol", "update", f"JobId={job}", "EndTime=now"], check=True)
 
 
 @pytest.mark.timeout(3600)
-def test_jobs_that_are_cancelled_or_run_out_of_time_go_on_and_results_are_the_same(slurm: None, tmp_path: Path) -> None:
+def test_jobs_and_drivers_that_end_early_go_on_and_results_are_the_same(slurm: None, tmp_path: Path) -> None:
     local, remote = _tiny(tmp_path / "local"), _tiny(tmp_path / "remote")
-    before, log = set(_jobs()), tmp_path / "log"
-    command = [sys.executable, "-m", "snakemake", "--workflow-profile", _profile(remote), "--nocolor", *TARGETS]
-    with log.open("w") as file:
-        process = subprocess.Popen(command, cwd=remote.root, stdout=file, stderr=subprocess.STDOUT)
-    steps: list[int] = []
-    ended, told = set(before), []
-    for end in (_cancel, _hang):
-        job = _until(lambda: _running(ended), process, log)
-        ended.add(job)
-        _until(lambda: _steps(remote) > max(steps, default=0) + 1, process, log)
-        end(job)
-        told.append(_until(partial(_end_of, job), process, log))
-        steps.append(_checkpoint(remote))
-    assert process.wait(WAIT) == 0, log.read_text()[-3000:]
-    assert told == ["CANCELLED", "TIMEOUT"]
-    _asked_for_what_they_need({name: job for name, job in _jobs().items() if name not in before})
-    told_last = (remote.root / "results/tiny/logs/seed0/one_step.log").read_text()
-    gone_on = re.findall(r"goes on after step (\d+)", told_last)
-    assert [int(step) for step in gone_on] == [steps[0]]
-    assert STEPS > steps[1] == steps[0] > 0
-    undisturbed = local.snakemake("--quiet", "all", "--", *TARGETS)
+    begun = local.snakemake("--quiet", "all", "--", f"{SEED}/classifier.pth")
+    assert begun.returncode == 0, begun.stderr
+    shutil.copytree(local.root / DATA, remote.root / DATA)
+    cluster = _Cluster(remote, tmp_path / "log")
+
+    driver = cluster.drive(WEIGHTS)
+    cancelled = cluster.training(driver)
+    cluster.goes_on(0, driver)
+    subprocess.run(["scancel", cancelled], check=True)
+    assert cluster.state(cancelled) == "CANCELLED"
+    first = cluster.checkpoint()
+
+    late = cluster.training(driver)  # submitted again
+    _hang(late)
+    assert cluster.state(late) == "TIMEOUT"
+
+    left = cluster.training(driver)  # and again
+    cluster.goes_on(first, driver)
+    driver.kill()
+    driver.wait()
+    cluster.goes_on(first + 5)  # without its driver
+    subprocess.run(["scancel", left], check=True)
+    cluster.state(left)
+    second = cluster.checkpoint()
+    assert 0 < first < second < STEPS
+
+    subprocess.run([*cluster.command, "--unlock"], cwd=remote.root, check=True, capture_output=True)
+    assert cluster.drive(SCORES).wait(WAIT) == 0, cluster.log.read_text()[-3000:]
+    told = (remote.root / DATA / "logs/seed0/one_step.log").read_text()
+    assert re.findall(r"goes on after step (\d+)", told) == [str(second)]
+    _asked_for_what_they_need(cluster.jobs())
+
+    undisturbed = local.snakemake("--quiet", "all", "--", SCORES)
     assert undisturbed.returncode == 0, undisturbed.stderr
-    for target in (*TARGETS, f"{SEED}/one_step/weights.pth", f"{SEED}/one_step/probabilities_val.h5"):
-        digests = {hashlib.sha256((each.root / target).read_bytes()).hexdigest() for each in (local, remote)}
-        assert len(digests) == 1, target
+    for result in (WEIGHTS, SCORES, f"{SEED}/one_step/probabilities_val.h5", f"{DATA}/masks_val.h5"):
+        digests = {hashlib.sha256((each.root / result).read_bytes()).hexdigest() for each in (local, remote)}
+        assert len(digests) == 1, result
 
 
 def _asked_for_what_they_need(jobs: dict[str, dict[str, str]]) -> None:
+    facts = ("JobId", "Rule", "Partition", "TRES", "TimeLimit", "RunTime", "JobState")
+    print(*(" ".join(job[fact] for fact in facts) for job in jobs.values()), sep="\n")
     by_rule: dict[str, list[dict[str, str]]] = {}
     for job in jobs.values():
-        rule = job["Comment"].removeprefix("rule_").split("_wildcards")[0]
-        by_rule.setdefault(rule, []).append(job)
-    assert {"make_data", "classifier", "one_step", "predict", "evaluate", "merge_evaluate", "step_two"} <= set(by_rule)
-    assert (len(by_rule["one_step"]), len(by_rule["evaluate"])) == (3, 2)
+        by_rule.setdefault(job["Rule"], []).append(job)
+    assert set(by_rule) == {"one_step", "predict", "pack_masks", "evaluate"}
     for rule, each in by_rule.items():
         network = rule in NETWORKS
         assert {job["Partition"] for job in each} == {"gpu" if network else "cpu"}
         assert all(("gpu" in job.get("TresPerJob", "") + job["TRES"]) == network for job in each), rule
-        limits = {job["TimeLimit"] for job in each} - {"00:01:00"}
-        assert limits == {"00:45:00" if network or rule.endswith("evaluate") else "00:30:00"}
-    attempts = [job["MinMemoryNode"] for job in sorted(by_rule["one_step"], key=lambda job: int(job["JobId"]))]
-    assert attempts == ["1500M", "3000M", "4500M"]
+        assert {job["TimeLimit"] for job in each} - {"00:01:00"} == {"00:45:00" if network else "00:30:00"}
+        assert [job["JobState"] for job in each[-1:]] == ["COMPLETED"]
+    attempts = [(job["JobState"], job["MinMemoryNode"]) for job in by_rule["one_step"]]
+    assert [memory for _, memory in attempts] == ["1500M", "3000M", "4500M", "1500M"]
+    assert [state for state, _ in attempts[:2]] == ["CANCELLED", "TIMEOUT"]
