@@ -102,7 +102,7 @@ def test_nothing_is_unpickled_or_imported_by_a_name_from_elsewhere() -> None:
             if unsafe or name == "__import__" or options.get("allow_pickle", "False") != "False":
                 wrong.append(f"{path.name}:{node.lineno}: {ast.unparse(node)}")
     assert wrong == []
-    assert loads >= 3
+    assert loads >= 1
 
 
 def test_rules_quote_what_they_hand_to_the_shell() -> None:
