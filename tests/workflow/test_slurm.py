@@ -136,8 +136,8 @@ class _Cluster:
 
         def found() -> str:
             states = {name: job["JobState"] for name, job in self.jobs("one_step").items()}
-            running = {name for name, state in states.items() if state == "RUNNING"} - self._ended
-            return min((name for name in running if _told("squeue", "-h", "-s", "-j", name)), default="")
+            running, steps = [name for name, state in states.items() if state == "RUNNING"], _told("squeue", "-h", "-s")
+            return min((name for name in running if f" {name}.0 " in steps and name not in self._ended), default="")
 
         job: str = self.until(found, driver)
         self._ended.add(job)
@@ -162,7 +162,7 @@ class _Cluster:
 
         def ended() -> str:
             state = self.jobs()[job]["JobState"]
-            return "" if state in ("RUNNING", "COMPLETING") else state
+            return "" if state in ("RUNNING", "STOPPED", "COMPLETING") else state
 
         return str(self.until(ended))
 
