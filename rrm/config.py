@@ -454,6 +454,14 @@ class Segment(Section):
         return kinds
 
 
+class Gallery(Section):
+    """The page to look at a run."""
+
+    photos: Count = Field(
+        60, le=2000, description="photos of val that it shows at most: each takes up to 0.3 MB and as long as its CRFs"
+    )
+
+
 class Shards(Section):
     """Into how many jobs the photos of a stage are divided."""
 
@@ -517,6 +525,7 @@ class Config(Section):
     )
     evaluation: Evaluation
     segment: Segment | None = Field(None, description="masks and overlays of photos; null: none")
+    gallery: Gallery = Field(Gallery(), description="the page to look at")
     runtime: Runtime = Field(Runtime())
 
     @field_validator("seeds", "cam_rows")

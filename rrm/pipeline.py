@@ -110,10 +110,16 @@ STAGES: Mapping[str, Stage] = {
     ),
     "doubt": Stage("doubt", ("photos", "facts"), (), "photos by how doubtful their predictions are"),
     "training-curves": Stage("training_curves", (), (), "loss terms of each network over its steps"),
+    "gallery": Stage(
+        "gallery",
+        ("photos", "masks", "model", "masks_model", "affinity"),
+        (),
+        "a page to look at photos of val, from CAM to prediction",
+    ),
     "run-times": Stage("run_times", (), (), "time and memory of the jobs, from what each wrote"),
     "resolved-config": Stage("resolved_config", (), (), "the configuration with its recipes applied"),
     "departures": Stage("departures", (), (), "what the configuration sets otherwise than its recipes"),
-    "page": Stage("page", ("source",), (), "a table, a configuration or a text as an HTML page of the report"),
+    "page": Stage("page", ("source",), (), "a table, a configuration, a text or the gallery as a page of the report"),
 }
 FIGURES = ("figure2", "figure3", "figure4", "failures")
 
@@ -127,6 +133,7 @@ PAGES: Mapping[str, tuple[str, str]] = {
     "label_quality": ("Mined labels: precision and coverage", "Tables"),
     "label_agreement": ("Predicted classes and image-level labels", "Tables"),
     "doubt": ("Photos, most doubtful first", "Tables"),
+    "gallery": ("What the networks see", "Gallery"),
     "run_times": ("Time and memory of the jobs", "Run times"),
     "config": ("The configuration, recipes applied", "Configuration"),
     "departures": ("What departs from the recipes", "Configuration"),
@@ -302,7 +309,7 @@ def stage_options(
     """
     if stage not in STAGES:
         raise RRMError(f"stage: expected one of {', '.join(STAGES)}, got {stage!r}")
-    whole = {"config": config.model_dump(mode="json", exclude={"runtime", "segment"})}
+    whole = {"config": config.model_dump(mode="json", exclude={"runtime", "segment", "gallery"})}
     options: dict[str, Callable[[], dict[str, Any]]] = {
         "demo-data": lambda: {"demo": _plain(config.dataset.demo)},
         "assemble": lambda: {"sources": config.dataset.sources and _plain(config.dataset.sources)},
@@ -337,8 +344,9 @@ def stage_options(
             ("label-agreement", "doubt"), lambda: {"dataset": config.dataset.name, "seed": config.seeds[0]}
         ),
         "training-curves": dict,
+        "gallery": lambda: _gallery_options(config),
         "run-times": lambda: {"seeds": config.seeds, "models": [*scored_models(config), *_made_masks(config)]},
-        "resolved-config": lambda: {"config": config.model_dump(mode="json", exclude={"runtime"})},
+        "resolved-config": lambda: {"config": config.model_dump(mode="json", exclude={"runtime", "segment"})},
         "departures": lambda: whole,
         "page": dict,
     }
@@ -396,9 +404,21 @@ def _mining_figure_options(config: Config) -> dict[str, Any]:
 
 def _prediction_figure_options(config: Config) -> dict[str, Any]:
     """What the figures of predictions depend on: all but what they do not show and other seeds; columns in order."""
-    unseen = {"runtime", "segment", "ablation", "bounds", "cam_rows"}
+    unseen = {"runtime", "segment", "gallery", "ablation", "bounds", "cam_rows"}
     shown = config.model_dump(mode="json", exclude=unseen) | {"seeds": config.seeds[:1]}
     return {"config": shown, "models": drawn_models(config)}
+
+
+def gallery_masks(config: Config) -> str | None:
+    """Name of the set of pseudo masks that the gallery shows: that of the first network of step two; None: no set."""
+    return next((section.pseudo_masks for section in config.step_two.values()), None)
+
+
+def _gallery_options(config: Config) -> dict[str, Any]:
+    masks = gallery_masks(config)
+    made = _masks_options(masks_section(config, masks)) if masks else None
+    shown = _prediction_figure_options(config) | _mining_figure_options(config)
+    return {**shown, "pseudo_masks": made, "photos": config.gallery.photos}
 
 
 def _prediction_options(config: Config, model: str, split: str) -> dict[str, Any]:
@@ -525,6 +545,11 @@ class Layout:
     def training_curves(self) -> Path:
         """Loss terms of all networks."""
         return self.run / "training_curves.svg"
+
+    @property
+    def gallery(self) -> Path:
+        """The page to look at; what it shows lies beside it."""
+        return self.run / "gallery" / "index.html"
 
     @property
     def run_times(self) -> Path:

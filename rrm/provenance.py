@@ -1,8 +1,9 @@
 """What made a file: a content hash of the code of a stage, and digests of its inputs.
 
 The hash of a stage covers the module `rrm.stages.<stage>` and every module of the package that it imports, directly or
-not. It is taken over the syntax trees without docstrings, so that comments, docs and layout change nothing. Modules
-that only carry values already in a stage's options (configuration, recipes) or only report (errors) are left out.
+not, with the tables and pages that lie beside such a module. It is taken over the syntax trees without docstrings, so
+that comments, docs and layout change nothing. Modules that only carry values already in a stage's options
+(configuration, recipes) or only report (errors) are left out.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+_DATA = {".css", ".csv", ".html", ".js"}
 PACKAGE = Path(__file__).resolve().parent
 _NOT_CODE_OF_A_STAGE = {"rrm", "rrm.config", "rrm.recipes", "rrm.errors", "rrm.provenance", "rrm.cli"}
 
@@ -91,7 +93,16 @@ def module_hash(name: str) -> str:
         path = _file_of(module)
         assert path is not None
         digest.update(f"{module}\n{ast.unparse(_tree(path))}\n".encode())
+        for data in _data_of(path):
+            digest.update(f"{data.name}\n{file_digest(data)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _data_of(path: Path) -> list[Path]:
+    """The files that a package below this one ships beside its modules: tables, pages."""
+    if path.name != "__init__.py" or path.parent == PACKAGE:
+        return []
+    return sorted(file for file in path.parent.iterdir() if file.suffix in _DATA)
 
 
 def file_digest(path: str | Path) -> str:

@@ -52,6 +52,7 @@ ORDER = [
     "figures",
     "submission",
     "pages",
+    "gallery",
     "stages",
     "photos",
     "videos",

@@ -22,6 +22,7 @@ from rrm.pipeline import (
     Layout,
     drawn_models,
     evaluated_splits,
+    gallery_masks,
     judged_splits,
     masks_section,
     models,
@@ -394,6 +395,25 @@ class Plan:
         return paths + [layout.prediction(seed, name, "val") for name in models]
 
     @property
+    def gallery(self) -> dict[str, Path]:
+        """Inputs of the gallery: what its pictures are made of, and `weights:<model>`, beside which histories lie.
+
+        Masks and matrices are not among them where there are none.
+        """
+        layout, seed, masks = self.layout, self.config.seeds[0], gallery_masks(self.config)
+        found = {"photos": layout.photos, "model": layout.weights(seed, "one_step")}
+        found |= {"masks": layout.masks("val")} if self.splits else {}
+        if masks is not None:
+            section = masks_section(self.config, masks)
+            of_classifier = section.network == "classifier"
+            found["masks_model"] = layout.classifier(seed) if of_classifier else found["model"]
+            found |= {"affinity": layout.affinity(seed, masks)} if section.random_walk else {}
+        shown = {f"{seed}:classifier", *(f"{seed}:{name}" for name in self.drawn)}
+        found |= {f"weights:{key.partition(':')[2]}": path for key, path in self.trained.items() if key in shown}
+        seen = self.seen(*self.drawn)
+        return found | {key: path for key, path in seen.items() if self.splits or not key.startswith("confusion:")}
+
+    @property
     def trained(self) -> dict[str, Path]:
         """Weights of all networks by `SEED:MODEL`."""
         layout, linear = self.layout, self.config.classifier.linear
@@ -410,7 +430,8 @@ class Plan:
     def page_sources(self) -> dict[str, Path]:
         """What each page of the report shows."""
         layout = self.layout
-        others = {"run_times": layout.run_times, "config": layout.resolved_config, "departures": layout.departures}
+        others = {"gallery": layout.gallery, "run_times": layout.run_times}
+        others |= {"config": layout.resolved_config, "departures": layout.departures}
         # absolute in the workflow of another folder: the prefix of a module leaves absolute paths as they are
         recipes = _RECIPES if Path.cwd() == _ROOT else _ROOT / _RECIPES
         return {path.stem: path for path in self.tables} | others | {"recipes": recipes}

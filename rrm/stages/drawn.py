@@ -142,9 +142,17 @@ def open_one_step(call: Call) -> tuple[Trained, str]:
     Raises:
         RRMError: weights and matrices are of different trainings, or of another configuration.
     """
+    return own_one_step(call, Store(call.input("confusion"), "confusion").attrs.get("trained_options"))
+
+
+def own_one_step(call: Call, scored: Any) -> tuple[Trained, str]:
+    """The same, if `scored` are the options of its training.
+
+    Raises:
+        RRMError: the weights are of another training, or of another configuration.
+    """
     device = take_device(call.runtime)
     trained = load_trained(call.input("model"), device)
-    scored = Store(call.input("confusion"), "confusion").attrs.get("trained_options")
     wanted = {"seed": call.options["seed"], **call.options["one_step"]}
     options = trained.facts["options"]
     trained_as = {name: options.get("one_step", {}).get(name) for name in call.options["one_step"]}
@@ -157,13 +165,13 @@ def open_one_step(call: Call) -> tuple[Trained, str]:
     return trained, device
 
 
-def predicted(scene: Scene, probabilities: Store, crf: Mapping[str, Any]) -> Callable[[str], Labels]:
-    """Labels (H,W) of a photo at its mask's size, with CRF, as they are scored."""
+def predicted(photos: Store, probabilities: Store, crf: Mapping[str, Any]) -> Callable[[str], Labels]:
+    """Labels (H,W) of a photo at its original size, that of its mask, with CRF, as they are scored."""
 
     def of(name: str) -> Labels:
-        height, width = scene.mask(name).shape
+        height, width = (int(side) for side in photos.read(name, "size"))
         scores: npt.NDArray[Any] = probabilities.read(name, "probabilities").astype(np.float32)
-        sharp: npt.NDArray[Any] = refined(DenseCRF(**crf), scene.photo(name), scores, (height, width))
+        sharp: npt.NDArray[Any] = refined(DenseCRF(**crf), photos.read(name, "image"), scores, (height, width))
         return labels_at(sharp, (height, width))
 
     return of

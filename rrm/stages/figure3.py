@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from rrm.cam import multi_scale_cam, normalize_cam
@@ -33,16 +34,33 @@ _CAPTION = (
 )
 
 
-@torch.inference_mode()
 def mined(photo: Picture, image_labels: Labels, network: Any, one_step: Mapping[str, Any], device: str) -> MiningSteps:
     """Labels of a whole photo (H,W,3) with labels (C,) as the rule of `one_step.mining` makes them, (1,H,W) each."""
-    cam, options = one_step["cam"], one_step["mining"]
-    present = torch.from_numpy(image_labels)[None]
+    scores = cam_scores(photo, image_labels, network, one_step["cam"], device)
+    return mining_rule(one_step["mining"]).steps(_batch_of(photo), scores, _batch_of(image_labels))
+
+
+def mined_labels(photo: Picture, image_labels: Labels, scores: torch.Tensor, mining: Mapping[str, Any]) -> Labels:
+    """The reliable labels alone, (H,W) uint8, from the photo's `cam_scores`."""
+    final = mining_rule(mining).mine(_batch_of(photo), scores, _batch_of(image_labels))
+    return np.asarray(final[0].cpu().numpy(), np.uint8)
+
+
+@torch.inference_mode()
+def cam_scores(photo: Picture, image_labels: Labels, network: Any, cam: Mapping[str, Any], device: str) -> torch.Tensor:
+    """Class activation maps of a whole photo (Eq. 2-3), (1,C,H,W) float32 in 0..1; 0 of a class that is no label."""
     images = network.normalize(as_batch([photo], device))
     cams = multi_scale_cam(network.forward_cam, images, scales=cam["scales"], average=cam["average"])
-    rule = RegionRule(**{**options, "crf": DenseCRF(**options["crf"])})
-    scores = normalize_cam(cams.float(), present.to(device))
-    return rule.steps(torch.from_numpy(np.ascontiguousarray(photo))[None], scores, present)
+    return normalize_cam(cams.float(), _batch_of(image_labels).to(device))
+
+
+def mining_rule(options: Mapping[str, Any]) -> RegionRule:
+    """The rule of `one_step.mining`."""
+    return RegionRule(**{**options, "crf": DenseCRF(**options["crf"])})
+
+
+def _batch_of(array: npt.NDArray[np.uint8]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))[None]
 
 
 def kept_and_right(labels: Labels, mask: Labels) -> str:
@@ -71,10 +89,8 @@ def run(call: Call) -> None:
     trained, device = open_one_step(call)
     scene = open_scene(call, Store(call.input("confusion"), "confusion"))
     one_step, names = call.options["one_step"], scene.chosen(PHOTOS)
-    rows = [
-        _row(scene, name, mined(scene.photo(name), scene.present(name), trained.network, one_step, device))
-        for name in names
-    ]
+    steps = [mined(scene.photo(name), scene.present(name), trained.network, one_step, device) for name in names]
+    rows = [_row(scene, name, each) for name, each in zip(names, steps, strict=True)]
     rule = f"Rule: {RULES[one_step['mining']['rule']]}; share of pixels {one_step['mining']['ratio']:g}."
     run = f"Data set {call.options['dataset']}, val, seed {call.options['seed']}, one-step network."
     text = facts(call, "Reliable labels step by step", _CAPTION, rule, run, f"Photos: {SPREAD}: {', '.join(names)}.")

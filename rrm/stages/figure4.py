@@ -35,8 +35,12 @@ class Models:
         return describe(self.config, model).facts["method"]
 
 
-def open_models(call: Call) -> Models:
+def open_models(call: Call, *, scored: bool = True) -> Models:
     """Open the inputs `confusion:<model>` and `probabilities:<model>` of all models of the figure.
+
+    Args:
+        call: its options hold `config` and `models`.
+        scored: false where there is no truth: no confusion matrices are opened.
 
     Raises:
         RRMError: one is missing, or matrices and probabilities are of different trainings.
@@ -44,10 +48,12 @@ def open_models(call: Call) -> Models:
     """
     config = Config.model_validate(call.options["config"])
     names, seed = call.options["models"], config.seeds[0]
+    probabilities = {name: Store(call.input(f"probabilities:{name}"), "probabilities") for name in names}
+    if not scored:
+        return Models(config, {}, probabilities)
     inputs = {f"{seed}:{name}:val": call.input(f"confusion:{name}") for name in names}
     measured = read_measured(dataclasses.replace(call, inputs=inputs))
     confusions = {name: measured.of_seeds(name, "val")[0] for name in names}
-    probabilities = {name: Store(call.input(f"probabilities:{name}"), "probabilities") for name in names}
     for name, store in probabilities.items():
         if store.attrs["trained"]["options"] != confusions[name].attrs["trained_options"]:
             raise RRMError(
@@ -59,7 +65,7 @@ def open_models(call: Call) -> Models:
 
 def prediction_panel(models: Models, scene: Scene, model: str, name: str) -> Panel:
     """What a model predicts for a photo, with its mIoU below."""
-    labels = predicted(scene, models.probabilities[model], models.config.evaluation.crf.model_dump())(name)
+    labels = predicted(scene.photos, models.probabilities[model], models.config.evaluation.crf.model_dump())(name)
     score = scores_of(models.confusions[model].read(name, "crf")).mean_iou
     return label_panel(labels, f"mIoU {100 * score:.1f}")
 

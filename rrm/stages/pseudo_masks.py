@@ -110,7 +110,7 @@ def walked(network: Any, image: Photo, scores: Scores, walk: Mapping[str, Any], 
 
 
 @dataclass(frozen=True)
-class _Read:
+class PackedPhoto:
     """One photo as it was packed: pixels, image-level labels and how much it was reduced."""
 
     image: Photo
@@ -118,13 +118,18 @@ class _Read:
     shrink: float
 
 
-def _read(photos: Store, name: str) -> _Read:
-    record = photos[name]
-    return _Read(record["image"], record["present"], max(record["image"].shape[:2]) / int(record["size"].max()))
+def _read(photos: Store, name: str) -> PackedPhoto:
+    return packed_photo(photos, name, photos.read(name, "present"))
+
+
+def packed_photo(photos: Store, name: str, present: npt.NDArray[np.uint8]) -> PackedPhoto:
+    """A photo of a store with these image-level labels."""
+    image, size = photos.read(name, "image"), photos.read(name, "size")
+    return PackedPhoto(image, present, max(image.shape[:2]) / int(size.max()))
 
 
 @dataclass(frozen=True)
-class _Scorer:
+class Scorer:
     """Scores photos of one size by the branches that the source needs."""
 
     options: Mapping[str, Any]
@@ -132,14 +137,15 @@ class _Scorer:
     affinity: Any
     device: str
 
-    def __call__(self, photos: Sequence[_Read]) -> list[Scored]:
+    def __call__(self, photos: Sequence[PackedPhoto]) -> list[Scored]:
+        """Scores of each photo."""
         source, nothing = self.options["source"], [None] * len(photos)
         segmentation = nothing if source == "cam" else self._segmentation(photos)
         cams = nothing if source == "segmentation" else self._cams(photos)
         scored = zip(photos, segmentation, cams, strict=True)
         return [Scored(photo.image, photo.present, seen, cam, photo.shrink) for photo, seen, cam in scored]
 
-    def _segmentation(self, photos: Sequence[_Read]) -> Sequence[Scores]:
+    def _segmentation(self, photos: Sequence[PackedPhoto]) -> Sequence[Scores]:
         images = [photo.image for photo in photos]
         found: Scores = (
             segmentation_probabilities(self.network, images, self.options["views"], self.device).cpu().numpy()
@@ -148,7 +154,7 @@ class _Scorer:
             return list(found)
         return [keep_image_labels(each, photo.present) for each, photo in zip(found, photos, strict=True)]
 
-    def _cams(self, photos: Sequence[_Read]) -> Sequence[Scores]:
+    def _cams(self, photos: Sequence[PackedPhoto]) -> Sequence[Scores]:
         """The CAM's scores, after the random walk where there is one; they sum to one."""
         options, images = self.options, [photo.image for photo in photos]
         present = np.stack([photo.present for photo in photos])
@@ -163,11 +169,16 @@ class _Scorer:
         return list(summing_to_one(found))
 
 
-def _scored_photos(call: Call, photos: Store, ids: Sequence[str], share: Sequence[str]) -> Iterator[Scored]:
-    options, device = call.options["pseudo_masks"], take_device(call.runtime)
-    network = load_trained(call.input("model"), device).network
+def open_scorer(call: Call, options: Mapping[str, Any], device: str, model: str = "model") -> Scorer:
+    """The networks of a set of pseudo masks with these options, from the inputs `model` and `affinity`."""
+    network = load_trained(call.input(model), device).network
     affinity = load_trained(call.input("affinity"), device).network if options["random_walk"] else None
-    scorer = _Scorer(options, network, affinity, device)
+    return Scorer(options, network, affinity, device)
+
+
+def _scored_photos(call: Call, photos: Store, ids: Sequence[str], share: Sequence[str]) -> Iterator[Scored]:
+    device = take_device(call.runtime)
+    scorer = open_scorer(call, call.options["pseudo_masks"], device)
 
     def score(names: Sequence[str]) -> Iterator[Scored]:
         return in_batches(scorer, (_read(photos, name) for name in names), device)

@@ -35,13 +35,22 @@ def mean_history(histories: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(histories).groupby(level=0, sort=True).mean()
 
 
-def _curve(axes: Any, values: pd.Series[float]) -> None:
-    """Mean of neighbouring steps, and the band that holds four fifths of them."""
-    size = max(1, -(-len(values) // _POINTS))
+def smoothed(values: pd.Series[float], points: int = _POINTS) -> pd.DataFrame:
+    """A curve of few points: `mean` of neighbouring steps, and `low` to `high`, which hold four fifths of them.
+
+    Example:
+        >>> smoothed(pd.Series([1.0, 3.0, 5.0, 5.0]), points=2)["mean"].to_dict()
+        {0: 2.0, 2: 5.0}
+    """
+    size = max(1, -(-len(values) // points))
     groups = values.groupby((values.index // size) * size)
-    middle = groups.mean()
-    axes.fill_between(middle.index, groups.quantile(0.1), groups.quantile(0.9), color=_COLOUR, alpha=0.2, linewidth=0)
-    axes.plot(middle.index, middle, color=_COLOUR, linewidth=1.2)
+    return pd.DataFrame({"mean": groups.mean(), "low": groups.quantile(0.1), "high": groups.quantile(0.9)})
+
+
+def _curve(axes: Any, values: pd.Series[float]) -> None:
+    curve = smoothed(values)
+    axes.fill_between(curve.index, curve["low"], curve["high"], color=_COLOUR, alpha=0.2, linewidth=0)
+    axes.plot(curve.index, curve["mean"], color=_COLOUR, linewidth=1.2)
 
 
 def draw(histories: Mapping[str, pd.DataFrame]) -> Figure:

@@ -179,7 +179,7 @@ def _readers(raw: dict[str, Any], *keys: str, value: Any) -> set[str]:
             ):
                 readers.add(f"{stage} {model}".strip())
     whole = {"ablation-table", "class-table", "table5", "comparisons", "resolved-config", "departures", "label-quality"}
-    whole |= {"photo-facts", "label-agreement", "doubt"}
+    whole |= {"photo-facts", "label-agreement", "doubt", "gallery"}
     return readers - whole - set(FIGURES)  # what the figures read: tests/figures/test_options.py
 
 

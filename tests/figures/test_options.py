@@ -20,13 +20,13 @@ def test_models_of_the_figure_in_their_order() -> None:
     assert drawn_models(config(methods={}, step_two={}, bounds={}, cam_rows=[])) == ["one_step"]
 
 
-@pytest.mark.parametrize("figure", FIGURES)
+@pytest.mark.parametrize("figure", [*FIGURES, "gallery"])
 def test_a_voc_folder_without_test_masks_and_step_two(figure: str) -> None:
     dataset = {"kind": "voc", "name": "voc", "root": "VOC2012"}
     assert stage_options(config(dataset=dataset, step_two={}), figure)
 
 
-@pytest.mark.parametrize("figure", FIGURES)
+@pytest.mark.parametrize("figure", [*FIGURES, "gallery"])
 def test_other_seeds_bounds_and_cam_rows_redraw_nothing(figure: str) -> None:
     other = config(seeds=[0, 5], bounds={}, cam_rows=[], ablation={"pseudo_labels": True})
     assert stage_options(other, figure) == stage_options(config(), figure)

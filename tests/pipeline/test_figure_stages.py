@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,7 @@ from PIL import Image
 
 from rrm.config import load
 from rrm.figures import label_panel
-from rrm.metrics import confusion_matrix
+from rrm.metrics import confusion_matrix, scores_of
 from rrm.pipeline import stage_options
 from rrm.stages.drawn import Scene, predicted
 from rrm.stages.failures import best_model
@@ -35,6 +37,24 @@ def draw(chain: Chain, figure: str, out: Path, *extra: str, **changed: Path) -> 
         for kind in ("probabilities", "confusion"):
             inputs |= {f"{kind}:{model}": chain.seed / model / f"{kind}_val.h5" for model in DRAWN}
     return chain.stage(figure, out, *extra, **{**inputs, **changed})
+
+
+def draw_gallery(chain: Chain, out: Path, *extra: str, truth: bool = True, **changed: Path) -> int:
+    """Call the stage of the page, with or without masks and matrices."""
+    inputs = {"photos": chain.photos, "model": chain.weights("one_step"), "masks_model": chain.weights("one_step")}
+    inputs |= {f"probabilities:{model}": chain.seed / model / "probabilities_val.h5" for model in DRAWN}
+    inputs |= {f"weights:{model}": chain.weights(model) for model in DRAWN}
+    if truth:
+        inputs |= {f"confusion:{model}": chain.seed / model / "confusion_val.h5" for model in DRAWN}
+        inputs["masks"] = chain.folder / "masks_val.h5"
+    return chain.stage("gallery", out, *extra, **{**inputs, **changed})
+
+
+def shown_on(page: Path) -> dict[str, Any]:
+    """The data of a page."""
+    text = (page.parent / "data.js").read_text()
+    data: dict[str, Any] = json.loads(text.removeprefix("window.data = ").removesuffix(";\n"))
+    return data
 
 
 def over(path: Path, text: str) -> list[str]:
@@ -84,7 +104,7 @@ def test_what_is_drawn_is_what_was_scored(finished: Chain) -> None:
     masks = Store(finished.folder / "masks_val.h5", "masks")
     scene = Scene(Store(finished.photos, "photos"), masks, confusion)
     probabilities = Store(finished.seed / "one_step" / "probabilities_val.h5", "probabilities")
-    labels_of = predicted(scene, probabilities, config.evaluation.crf.model_dump())
+    labels_of = predicted(scene.photos, probabilities, config.evaluation.crf.model_dump())
     for name in scene.chosen(2):
         labels = labels_of(name)
         panel = label_panel(labels)
@@ -101,6 +121,49 @@ def test_a_photo_without_image_labels_takes_those_of_its_mask(finished: Chain) -
     known = scene.present(name)
     photos.names = lambda record: ("image", "size")  # type: ignore[method-assign]
     np.testing.assert_array_equal(scene.present(name), known)
+
+
+def test_the_gallery_shows_what_was_scored(finished: Chain, tmp_path: Path) -> None:
+    page = tmp_path / "gallery" / "index.html"
+    assert draw_gallery(finished, page) == 0
+    data, confusions = shown_on(page), {m: Store(finished.seed / m / "confusion_val.h5", "confusion") for m in DRAWN}
+    masks, photos = Store(finished.folder / "masks_val.h5", "masks"), Store(finished.photos, "photos")
+    scene, one_step = Scene(photos, masks, confusions["one_step"]), stage_options(load(*CONFIG), "gallery")["one_step"]
+    assert [each["name"] for each in data["photos"]] == scene.chosen(60) and len(data["photos"]) > 2
+    network = load_trained(finished.weights("one_step"), "cpu").network
+    for photo in data["photos"]:
+        name = photo["name"]
+        pictures = {layer: Image.open(page.parent / path) for layer, path in photo["images"].items()}
+        np.testing.assert_array_equal(np.asarray(pictures["truth"]), scene.mask(name))
+        steps = mined(scene.photo(name), scene.present(name), network, one_step, "cpu")
+        np.testing.assert_array_equal(np.asarray(pictures["regions"]), steps.final[0].numpy())
+        for model in DRAWN:
+            matrix = confusions[model].read(name, "crf")
+            seen = confusion_matrix(np.asarray(pictures[model]), scene.mask(name), len(scene.classes))
+            np.testing.assert_array_equal(seen, matrix)
+            assert photo["scores"][model]["mean"] == pytest.approx(scores_of(matrix).mean_iou, rel=1e-3)
+        allowed = {0, *photo["given"]}
+        assert set(np.unique(np.asarray(pictures["pseudo"]))) <= allowed
+    for model in data["models"]:
+        assert model["mean"] == pytest.approx(scores_of_store(confusions[model["id"]], "crf").mean_iou, rel=1e-3)
+        assert np.sum(model["confusion"]) == sum(confusions[model["id"]].read(n, "crf").sum() for n in masks.ids)
+    assert [each["name"] for each in data["training"]][:2] == ["EM-Adapt", "RRM one-step"]
+
+
+def test_the_gallery_of_photos_without_truth(finished: Chain, tmp_path: Path) -> None:
+    page = tmp_path / "index.html"
+    extra = over(tmp_path / "few.yaml", "gallery: {photos: 3}\n")
+    assert draw_gallery(finished, page, *extra, truth=False) == 0
+    data = shown_on(page)
+    assert not data["truth"] and len(data["photos"]) == 3 and "truth" not in data["photos"][0]["images"]
+    store = Store(finished.seed / "one_step" / "probabilities_val.h5", "probabilities")
+    for photo in data["photos"]:
+        best = store.read(photo["name"], "probabilities").astype(float).max(0)
+        assert photo["scores"]["one_step"] == {"doubt": pytest.approx(1 - best.mean(), rel=1e-2)}
+    assert "mean" not in data["models"][0] and {"photo", "cam", "regions", "pseudo"} <= set(data["photos"][0]["images"])
+    other = finished.seed / "step_two" / "vgg16" / "probabilities_val.h5"
+    assert draw_gallery(finished, page, truth=False, **{"probabilities:one_step": other}) == 1
+    assert shown_on(page) == data
 
 
 def test_training_masks_and_foreign_files_are_refused(
@@ -135,7 +198,7 @@ def test_label_quality_counts_what_figure_3_shows(finished: Chain, tmp_path: Pat
     network = load_trained(finished.weights("one_step"), "cpu").network
     kept = right = pixels = 0
     for name in scene.masks.ids:
-        labels = mined(scene, name, network, one_step, "cpu").final[0].numpy()
+        labels = mined(scene.photo(name), scene.present(name), network, one_step, "cpu").final[0].numpy()
         mask = scene.mask(name)
         known = mask != 255
         pixels += known.sum()

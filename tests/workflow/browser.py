@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+_KEYS = {"Enter": (13, "\r"), "Escape": (27, ""), "Tab": (9, ""), "ArrowLeft": (37, ""), "ArrowRight": (39, "")}
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -95,6 +96,29 @@ class Browser:
         self.call("Page.navigate", url=path.resolve().as_uri())
         while self.evaluate("document.readyState") != "complete":
             time.sleep(0.05)
+
+    def resize(self, width: int, height: int) -> None:
+        """Show the page at another size, as a phone does below 600 pixels."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+
+    def press(self, key: str) -> None:
+        """A key, as the keyboard gives it: a letter or digit, or a name such as ArrowRight."""
+        code, text = _KEYS.get(key, (ord(key[0].upper()), key))
+        told = {"key": key, "windowsVirtualKeyCode": code} | ({"text": text} if text else {})
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, **told)
+
+    def click(self, selector: str, across: float = 0.5) -> None:
+        """The mouse on the first element that a CSS selector finds, so far across it; it is scrolled to first."""
+        place = self.evaluate(
+            f"(() => {{const one = document.querySelector({json.dumps(selector)});"
+            " one.scrollIntoView({block: 'center', behavior: 'instant'}); const box = one.getBoundingClientRect();"
+            " return [box.left, box.top, box.width, box.height];})()"
+        )
+        x, y = place[0] + across * place[2], place[1] + place[3] / 2
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def evaluate(self, script: str) -> Any:
         """Value of a script; a promise is waited for."""

@@ -121,6 +121,7 @@ CHANGES = [
         TABLE | PREDICTIONS,
     ),
     ({"seeds": [0, 3]}, run_of(3) | TABLE),
+    ({"gallery.photos": 7}, set()),
     (
         {"ablation.ratios": [0.4, 0.8]},
         variants("rrm-0.4-ce", "rrm-0.4-joint", "rrm-0.8-ce") | {"table1.csv"} | TABLE,

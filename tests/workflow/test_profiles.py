@@ -25,7 +25,7 @@ PLUGINS = {
 PARTITION = {"slurm": "slurm_partition", "pbs": "queue", "lsf": "queue", "sge": "queue"}
 RULE = re.compile(r"^ *rule (\w+):\n(.*?)(?=^ *rule |\Z)", flags=re.MULTILINE | re.DOTALL)
 NETWORKS = {"classifier", "one_step", "method", "affinity", "step_two", "bound", "pseudo_masks", "predict", "evaluate"}
-FIGURES = {"figure2", "figure3", "label_quality"}
+FIGURES = {"figure2", "figure3", "label_quality", "gallery"}
 OWN_PHOTOS = {"photo_facts", "own_masks"}
 
 
@@ -73,7 +73,7 @@ def test_jobs_ask_for_what_they_need(name: str, clone: Project) -> None:
     config = small_config()
     config["runtime"] = {"device": "cuda", "shards": {"predict": 2}}
     clone.configure(config)
-    shown = clone.snakemake("--dry-run", "--workflow-profile", f"profiles/{name}", "all")
+    shown = clone.snakemake("--dry-run", "--workflow-profile", f"profiles/{name}", "all", "pages")
     assert shown.returncode == 0, shown.stdout + shown.stderr
     jobs = re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    resources: (.*)$", shown.stdout, flags=re.MULTILINE)
     asked = {rule: dict(each.split("=", 1) for each in text.split(", ") if "=" in each) for rule, text in jobs}

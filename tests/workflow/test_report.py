@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rrm.usage import Usage
+from tests.figures.made_gallery import a_page
 from tests.workflow.browser import Browser, find_browser
 from tests.workflow.project import REPOSITORY, Project, clone_into, small_config
 
@@ -24,7 +25,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = small_config()
     project.configure(config | {"step_two": {"plain": config["step_two"]["plain"]}, "bounds": {}, "cam_rows": []})
     _write_by_hand(project)
-    assert project.snakemake("--touch", "--forceall").returncode == 0
+    gallery = a_page(project.root / "results" / "demo").relative_to(project.root)
+    assert project.snakemake("--touch", "--forceall", "--", "all", str(gallery)).returncode == 0
     done = project.snakemake("--", "all", "pages")
     assert done.returncode == 0, done.stderr
     reported = project.snakemake("--report", "results/report.zip", "--", "all", "pages")
@@ -72,6 +74,7 @@ def test_the_report_holds_tables_curves_times_and_configuration(report: Path) ->
     assert "mining:" in _page(report, "config.html") and "ratio: " in _page(report, "config.html")
     assert "train.steps" in _page(report, "departures.html")
     assert "<td>classification loss</td>" in _page(report, "recipes.html")
+    assert "data:image/png;base64," in _page(report, "gallery.html") and "<link rel=" in _page(report, "gallery.html")
     curves = _page(report, "training_curves.svg")
     assert "<svg" in curves and len(curves) < 400_000
 
@@ -89,7 +92,7 @@ def test_a_browser_shows_every_result_without_an_error(report: Path, tmp_path: P
             if kind.startswith("image/"):
                 assert browser.evaluate(_loads(link)) > 0, path
         menu = browser.evaluate("document.body.innerText")
-        for category in ("Tables", "Training", "Run times", "Configuration"):
+        for category in ("Tables", "Gallery", "Training", "Run times", "Configuration"):
             assert category in menu
         for _, kind, link in found:
             if kind == "text/html":

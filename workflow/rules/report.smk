@@ -29,6 +29,29 @@ rule training_curves:
         " --runtime {params.runtime:q} --code {params.code} --threads {threads} 2>&1 | tee {log:q}"
 
 
+rule gallery:
+    input:
+        PLAN.behind(*PLAN.drawn),
+        **PLAN.gallery,
+    output:
+        page=LAYOUT.gallery,
+    log:
+        PLAN.log("gallery"),
+    conda:
+        "../envs/rrm.yml"
+    threads: PLAN.threads("gallery")
+    resources:
+        gpu=PLAN.gpu("gallery"),
+    params:
+        options=PLAN.options("gallery"),
+        code=PLAN.code("gallery"),
+        inputs=PLAN.inputs,
+        runtime=PLAN.runtime,
+    shell:
+        "python -m rrm gallery {params.inputs:q} --out {output.page:q} --options {params.options:q}"
+        " --runtime {params.runtime:q} --code {params.code} --threads {threads} 2>&1 | tee {log:q}"
+
+
 rule run_times:
     input:
         PLAN.intermediates("ablation", "comparison"),
