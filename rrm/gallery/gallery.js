@@ -325,7 +325,7 @@
     if (!data.truth) return;
     const model = data.models.find((each) => each.id === chosen.model);
     at("confusion-note").textContent = `${model.name} with CRF on all of val. Of the pixels of a true class (row), the share in percent that is predicted as each class (column). A dot is less than half a percent.`;
-    const columns = data.classes.map((each, label) => make("th", { scope: "col", title: each.name }, make("span", {}, each.name, " ", swatch(label))));
+    const columns = data.classes.map((each, label) => make("th", { scope: "col", title: each.name }, make("span", {}, swatch(label), each.name)));
     const rows = model.confusion.map((row, label) => {
       const total = row.reduce((sum, count) => sum + count, 0);
       return make("tr", {}, make("th", { scope: "row", title: className(label) }, swatch(label), className(label)), ...row.map((count, k) => cell(count, total, k === label)));
