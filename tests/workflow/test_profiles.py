@@ -73,7 +73,9 @@ def test_jobs_ask_for_what_they_need(name: str, clone: Project) -> None:
     config = small_config()
     config["runtime"] = {"device": "cuda", "shards": {"predict": 2}}
     clone.configure(config)
-    shown = clone.snakemake("--dry-run", "--workflow-profile", f"profiles/{name}", "all", "pages")
+    shown = clone.snakemake(
+        "--dry-run", "--workflow-profile", f"profiles/{name}", "all", "results/demo/gallery/index.html"
+    )
     assert shown.returncode == 0, shown.stdout + shown.stderr
     jobs = re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    resources: (.*)$", shown.stdout, flags=re.MULTILINE)
     asked = {rule: dict(each.split("=", 1) for each in text.split(", ") if "=" in each) for rule, text in jobs}
