@@ -485,7 +485,8 @@ class Runtime(Section):
         2, ge=0, description="processes that run CRFs of evaluation and pseudo masks; 0: in the stage's own"
     )
     compile: bool = Field(
-        False, description="let torch.compile make the code of networks that are trained: minutes at first, then faster"
+        False,
+        description="let torch.compile make the code of networks that are trained: slow at first, then perhaps faster",
     )
     share_gpus: bool = Field(
         False, description="use a GPU that another job on this machine uses (true), or wait for a free one"
