@@ -93,8 +93,8 @@ def _check_masks(project: Path, photos: Path, labels: dict[str, list[str]], unla
             Image.open(project / f"results/segmented/masks/{name}.png") as mask,
         ):
             assert mask.mode == "P" and mask.size == photo.size
-            allowed = {0, *(classes.index(each) + 1 for each in found)}
-            assert name == unlabelled or set(np.unique(np.asarray(mask)).tolist()) <= allowed
+            seen = {classes[label - 1] for label in np.unique(np.asarray(mask)).tolist() if label}
+            assert name == unlabelled or seen <= set(found)
         assert (project / f"results/segmented/overlays/{name}.jpg").is_file()
     segmented = table(project / "results" / "segmented.csv")
     assert {row.pop("image") for row in segmented} == set(labels)
