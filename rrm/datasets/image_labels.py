@@ -173,7 +173,8 @@ def _from_csv(source: Path, classes: Sequence[str]) -> Found:
         ) from None
     if len(rows) < 2 or len(rows[0]) < 2:
         raise RRMError(
-            f"{source}: expected a header such as `image,labels` and a line for each photo, got {rows[:1]}: write it"
+            f"{source}: expected a header such as `image,labels` and a line for each photo, got "
+            f"{str(rows[:1])[:80]}: write it"
         )
     columns = [name.lower() for name in rows[0]]
     image = next((columns.index(name) for name in _IMAGE if name in columns), 0)
@@ -284,8 +285,8 @@ def _from_json(source: Path) -> tuple[str, Found]:
             return "COCO", _from_coco(content)
         if isinstance(content, Sequence) and content and all(isinstance(task, Mapping) for task in content):
             return "Label Studio", _from_label_studio(content)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RRMError(f"{source}: expected {KINDS}, got JSON without {error}: export it again") from None
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise RRMError(f"{source}: expected {KINDS}, got JSON without {str(error)[:80]}: export it again") from None
     except RRMErrors as error:
         raise RRMErrors(str(source), error.faults) from None
     raise RRMError(
@@ -302,8 +303,8 @@ def _from_coco(content: Mapping[str, Any]) -> Found:
     for each in content["annotations"]:
         if each["image_id"] not in files or each["category_id"] not in names:
             faults.append(
-                f"annotation {each.get('id')}: expected ids of an image and a category, got {each['image_id']} and "
-                f"{each['category_id']}: correct it"
+                f"annotation {each.get('id')}: expected ids of an image and a category, got "
+                f"{str([each['image_id'], each['category_id']])[:80]}: correct it"
             )
         else:
             found[files[each["image_id"]]].add(names[each["category_id"]])
