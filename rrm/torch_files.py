@@ -6,13 +6,15 @@ Nothing is unpickled but tensors and plain values.
 
 from __future__ import annotations
 
+import io
+import mmap
 import os
 import pickletools
 import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,9 +92,9 @@ def _refuse_what_grows(path: Path, archived: bool) -> None:
         ValueError: what was found.
     """
     if not archived:  # the old format: four texts of pickle before the objects' last one, then numbers
-        with path.open("rb") as file:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             for _ in range(5):
-                _check_names(file)
+                _check_names(content)
         return
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
@@ -101,12 +103,12 @@ def _refuse_what_grows(path: Path, archived: bool) -> None:
             raise ValueError("records that are larger than the file")
         for record in records:
             if record.filename.endswith(".pkl"):
-                with archive.open(record) as file:
-                    _check_names(file)
+                _check_names(io.BytesIO(archive.read(record)))
 
 
-def _check_names(file: IO[bytes]) -> None:
-    for operation, argument, _ in pickletools.genops(file):
+def _check_names(content: io.BytesIO | mmap.mmap) -> None:
+    """Check one pickle; of content that is all there, no more is read than there is, whatever a length in it says."""
+    for operation, argument, _ in pickletools.genops(content):  # type: ignore[arg-type]
         if operation.name in ("GLOBAL", "INST", "STACK_GLOBAL") and not _NAMES.fullmatch(str(argument)):
             raise ValueError(f"the name {argument!r}, which no tensor needs")
 
