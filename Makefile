@@ -48,12 +48,12 @@ test: $(STAMP) ## all tests
 fuzz: $(STAMP) ## 100,000 inputs for every reader, which takes a night; FUZZ_ARGS="--reader mask --inputs 5000 --seed 7"
 	@python -m tests.fuzz $(FUZZ_ARGS)
 
-bench: $(STAMP) ## speed and memory of CRF, mining and energy against pydensecrf; a training step by parts; crops a second; PHOTOS=folder, DEVICE=cuda
+bench: $(STAMP) ## speed and memory of CRF, mining and energy against pydensecrf; a training step by parts; crops and segmented photos a second; PHOTOS=folder, DEVICE=cuda
 	@for how in '1 0' '$(CORES) 0' '$(CORES) $(CORES)'; do \
 	  set -- $$how; echo "+ $$1 threads, $$2 busy processes"; \
 	  python -m benchmarks.filtering --threads $$1 --busy $$2 $(BENCH_ARGS) --out results/benchmarks/filtering_$$1_$$2.json; \
 	done
-	@for what in training_step checkpoints memory; do \
+	@for what in training_step checkpoints memory segmenting; do \
 	  echo "+ $$what"; python -m benchmarks.$$what --threads $(CORES) $(BENCH_ARGS) --out results/benchmarks/$$what.json; \
 	done
 	@echo "+ input_pipeline"; python -m benchmarks.input_pipeline --workers $(CORES) $(if $(PHOTOS),--photos $(PHOTOS)) \
