@@ -640,8 +640,10 @@ def _array(file: h5py.File, name: str) -> NDArray[Any]:
     if "/" in name or not isinstance(file.get(name, getlink=True), h5py.HardLink):
         raise ValueError("a link")
     found = file[name]
-    if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual or found.dtype.kind not in "biuf":
-        raise ValueError("no numbers in this file")
+    if not isinstance(found, h5py.Dataset) or found.shape is None or found.dtype.kind not in "biuf":
+        raise ValueError("no numbers")
+    if found.external or found.is_virtual:
+        raise ValueError("numbers in another file")
     chunk = math.prod(found.chunks or (0,)) * found.dtype.itemsize
     if max(found.nbytes, chunk) > _MOST_PACKED * found.id.get_storage_size():
         raise ValueError("more numbers than the bytes in the file can hold")
