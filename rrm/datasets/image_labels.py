@@ -229,7 +229,7 @@ def _names_in(text: str, spaced: bool) -> set[str]:
     if text.startswith(("[", "{")):
         try:
             return set(_texts(json.loads(text)))
-        except ValueError:
+        except (ValueError, RecursionError):  # a name that begins with a bracket
             pass
     return {part.strip() for part in (text.split() if spaced else _SEPARATORS.split(text)) if part.strip()}
 

@@ -151,6 +151,16 @@ def _coco(folder: Path) -> Callable[[], Any]:
     return read
 
 
+def _own_labels(name: str) -> Callable[[Path], Callable[[], Any]]:
+    from rrm.datasets.image_labels import match_images, read_image_labels
+
+    def prepare(folder: Path) -> Callable[[], Any]:
+        photos = {name: folder / f"{name}.jpg" for name in ("a", "b", "c/a")}
+        return lambda: match_images(read_image_labels(folder / name, ("traffic light",)).labels, photos, [])
+
+    return prepare
+
+
 # ---- archives, masks in them ----
 
 
@@ -294,6 +304,9 @@ READERS: dict[str, Reader] = {
         Reader("list", "ImageSets/Segmentation/train.txt", seeds.lists, _list, (_LIST, *TEXT)),
         Reader("classes", "classes.txt", seeds.class_names, _classes, (_LIST, *TEXT)),
         Reader("coco", "annotations/instances_train2014.json", seeds.coco, _coco, (json_value, json_value, *TEXT)),
+        Reader("own-csv", "own.csv", seeds.own_tables, _own_labels("own.csv"), (_CSV, *TEXT)),
+        Reader("own-json", "own.json", seeds.own_json, _own_labels("own.json"), (json_value, json_value, *TEXT)),
+        Reader("own-xml", "own.xml", seeds.own_xml, _own_labels("own.xml"), (_XML, *TEXT)),
         Reader("config", "config.yaml", seeds.configs, _config, (_YAML, *TEXT)),
         Reader("rates", "rates.json", seeds.rates, _rates, (json_value, json_value, *TEXT)),
         Reader("tar", "voc.tar", seeds.archives, _published, (*_TAR, in_gzip(*_TAR, *BYTES))),

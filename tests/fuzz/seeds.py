@@ -210,6 +210,45 @@ def coco() -> list[bytes]:
     return [json.dumps(content).encode() for content in contents] + [b"[" * 100_000]
 
 
+def own_tables() -> list[bytes]:
+    return [
+        *tables(),
+        b"filename;class\na.jpg;cat|dog\n",
+        b"image,cat,dog\na,1,0\nb,0,yes\n",
+        b'image,choice,id\na,"{""choices"":[""cat"",[{""x"":""dog""}]]}",1\nb,[1],2\n',
+        b"image,choice\na," + b"[" * 100_000 + b"\n",
+    ]
+
+
+def own_json() -> list[bytes]:
+    result = [
+        {"type": "choices", "value": {"choices": ["cat"], "taxonomy": [["x", "dog"]], "rectanglelabels": ["cat"]}}
+    ]
+    tasks = [
+        {
+            "data": {"image": "/data/upload/1/0a1b2c3d-a.jpg"},
+            "annotations": [{"was_cancelled": False, "result": result}],
+        },
+        {"data": {"photo": "/data/local-files/?d=c%2Fa.jpg"}, "annotations": []},
+    ]
+    minimal = [{"image": "a.jpg", "choice": {"choices": ["cat"]}, "label": [{"polygonlabels": ["dog"]}]}]
+    deep: Any = "cat"
+    for _ in range(900):
+        deep = [deep]
+    deepest = [{"image": "a.jpg", "choice": deep, "label": [{"labels": deep}]}]
+    return [*coco(), *(json.dumps(content).encode() for content in (tasks, minimal, deepest))]
+
+
+def own_xml() -> list[bytes]:
+    images = '<image name="a.jpg"><tag label="cat"/><box label="dog" outside="1"/></image><image name="c/a"/>'
+    texts = [
+        f"<annotations><version>1.1</version>{images}</annotations>",
+        "<annotations/>",
+        "<annotations><image/></annotations>",
+    ]
+    return [text.encode() for text in texts] + [b"<a>" * 50_000]
+
+
 # ---- configuration ----
 
 
