@@ -390,7 +390,7 @@
     document.title = `${data.dataset} – RRM gallery`;
     at("about").textContent = `${photosOf(data.photos.length)} of the ${data.photosOfVal} of val, seed ${data.seed}. ` +
       (data.truth ? "Predictions with CRF, beside the ground truth." : "Predictions with CRF; there is no ground truth.");
-    at("rule").textContent = `Photos are chosen by rule: ${data.rule}. Doubt is what the highest class probability of a pixel lacks to 100 %, on average, before the CRF.`;
+    at("rule").textContent = `Photos are chosen by rule: ${data.rule}. Doubt is 1 minus the mean probability of what is predicted, before the CRF, times the overlap of predicted classes and image-level labels.`;
     const parts = { photos: true, scores: data.truth, labels: !data.truth, confusion: data.truth, training: data.training.length > 0 };
     for (const [id, is] of Object.entries(parts)) {
       at(id).hidden = !is;

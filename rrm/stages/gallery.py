@@ -1,7 +1,7 @@
 """Stage `gallery`: a page to look at a run: photos of val with CAM, reliable regions, pseudo mask, predictions, truth.
 
 The photos are chosen by rule, not by hand. Where there is no truth (no inputs `masks` and `confusion:<model>`) they are
-chosen and sorted by doubt: how far the highest class probability of a pixel is from 1, on average.
+chosen and sorted by `rrm.stages.doubt`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from rrm.inference import predicted_labels
 from rrm.metrics import scores_of
 from rrm.progress import tracked
 from rrm.stages.call import Call
+from rrm.stages.doubt import doubt
 from rrm.stages.drawn import Scene, classes_in, open_scene, own_one_step, predicted, spread
 from rrm.stages.figure3 import cam_scores, mined_labels
 from rrm.stages.figure4 import Models, open_models
+from rrm.stages.photo_facts import seen_classes
 from rrm.stages.pseudo_masks import MaskMaker, Scorer, open_scorer, packed_photo
 from rrm.stages.training_curves import read_history, smoothed
 from rrm.store import Store
@@ -36,22 +38,6 @@ _RULES = {
     False: "at evenly spaced quantiles of the one-step network's doubt about each photo of val, "
     "those with other labels than the ones above first",
 }
-
-
-def doubt(probabilities: npt.NDArray[np.floating[Any]]) -> float:
-    """Mean over pixels of what the highest class probability lacks to 1.
-
-    Args:
-        probabilities: (K,H,W) in 0..1.
-
-    Returns:
-        0 (sure everywhere) to 1 - 1 / K.
-
-    Example:
-        >>> doubt(np.array([[[1.0, 0.5]], [[0.0, 0.5]]]))
-        0.25
-    """
-    return float(1 - probabilities.max(0).astype(np.float64).mean())
 
 
 @dataclass(frozen=True)
@@ -78,8 +64,9 @@ class Run:
         return self.photos.read(name, "present") if "present" in self.photos.names(name) else None
 
     def doubt(self, model: str, name: str) -> float:
-        """Doubt of a model about a photo, before the CRF."""
-        return doubt(self.models.probabilities[model].read(name, "probabilities"))
+        """Doubt of a model about a photo, before the CRF, as the table of doubt has it."""
+        facts, given = seen_classes(self.models.probabilities[model].read(name, "probabilities")), self.given(name)
+        return doubt(facts if given is None else facts | {"present": given})
 
     def chosen(self, count: int) -> list[str]:
         """Names of the photos that are shown."""

@@ -15,11 +15,13 @@ from rrm.config import load
 from rrm.figures import label_panel
 from rrm.metrics import confusion_matrix, scores_of
 from rrm.pipeline import stage_options
+from rrm.stages.doubt import doubt
 from rrm.stages.drawn import Scene, predicted
 from rrm.stages.failures import best_model
 from rrm.stages.figure3 import mined
 from rrm.stages.figure4 import Models
 from rrm.stages.label_quality import STEPS
+from rrm.stages.photo_facts import seen_classes
 from rrm.stages.trained import load_trained
 from rrm.store import Store
 from rrm.tables import scores_of_store
@@ -156,10 +158,14 @@ def test_the_gallery_of_photos_without_truth(finished: Chain, tmp_path: Path) ->
     assert draw_gallery(finished, page, *extra, truth=False) == 0
     data = shown_on(page)
     assert not data["truth"] and len(data["photos"]) == 3 and "truth" not in data["photos"][0]["images"]
-    store = Store(finished.seed / "one_step" / "probabilities_val.h5", "probabilities")
+    store, photos = (
+        Store(finished.seed / "one_step" / "probabilities_val.h5", "probabilities"),
+        Store(finished.photos, "photos"),
+    )
     for photo in data["photos"]:
-        best = store.read(photo["name"], "probabilities").astype(float).max(0)
-        assert photo["scores"]["one_step"] == {"doubt": pytest.approx(1 - best.mean(), rel=1e-2)}
+        facts = seen_classes(store.read(photo["name"], "probabilities"))
+        expected = doubt(facts | {"present": photos.read(photo["name"], "present")})
+        assert photo["scores"]["one_step"] == {"doubt": pytest.approx(expected, rel=1e-2)}
     assert "mean" not in data["models"][0] and {"photo", "cam", "regions", "pseudo"} <= set(data["photos"][0]["images"])
     other = finished.seed / "step_two" / "vgg16" / "probabilities_val.h5"
     assert draw_gallery(finished, page, truth=False, **{"probabilities:one_step": other}) == 1
