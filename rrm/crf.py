@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -343,27 +343,21 @@ def _messages(crf: DenseCRF, images: torch.Tensor) -> Iterator[tuple[Callable[[t
     """The filters of images (N,H,W,3), which take (N,H*W,K), and their weights."""
     if crf.gaussian_weight > 0:
         how = (crf.gaussian_sigma, crf.backend, images.device, torch.are_deterministic_algorithms_enabled())
-        position = _position_filter(images.shape[1], images.shape[2], *how)
-        yield partial(_filtered_together, position), crf.gaussian_weight
+        yield _position_filter(tuple(images.shape[:3]), *how).apply, crf.gaussian_weight
     if crf.bilateral_weight > 0:
         colour = position_colour_features(images.permute(0, 3, 1, 2), crf.bilateral_sigma_xy, crf.bilateral_sigma_rgb)
         yield GaussianFilter(colour, crf.backend, normalization="symmetric").apply, crf.bilateral_weight
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def _position_filter(
-    height: int, width: int, sigma: float, backend: str, device: torch.device, deterministic: bool
+    shape: tuple[int, int, int], sigma: float, backend: str, device: torch.device, deterministic: bool
 ) -> GaussianFilter:
-    """That of all photos of a size: building it makes a GPU wait, and training steps have the size of those before."""
+    """That of all batches of a shape (N,H,W): building it makes a GPU wait, and training steps have one shape."""
     del deterministic  # chooses the kernel of the filter
-    return GaussianFilter(position_features(height, width, sigma, device), backend, normalization="symmetric")
-
-
-def _filtered_together(kernel: GaussianFilter, values: torch.Tensor) -> torch.Tensor:
-    """The same filter for each of (N,P,K) values, whose images become channels."""
-    batch, points, channels = values.shape
-    filtered = kernel.apply(values.transpose(0, 1).reshape(1, points, batch * channels))
-    return filtered.view(points, batch, channels).transpose(0, 1)
+    batch, height, width = shape
+    features = position_features(height, width, sigma, device).expand(batch, -1, -1)
+    return GaussianFilter(features, backend, normalization="symmetric")
 
 
 def _pydensecrf(crf: DenseCRF, item: _Item) -> torch.Tensor:
