@@ -51,8 +51,9 @@ class BasicUnit(nn.Module):
 
     def _shortcut(self, active: Tensor) -> Tensor:
         # Sampling first equals a stride in the 1x1 convolution. In channels_last on the CPU, with under 16
-        # channels, oneDNN 3.12 (PyTorch 2.14) writes out of bounds in the gradient of such a stride.
-        sampled = active[:, :, :: self.stride, :: self.stride] if self.stride > 1 else active
+        # channels, oneDNN 3.12 (PyTorch 2.14) writes out of bounds in the gradient of such a stride. A pool of one
+        # pixel samples like a convolution; torch.export took even widths amiss after a slice.
+        sampled = F.avg_pool2d(active, 1, self.stride) if self.stride > 1 else active
         return self.conv_branch1(sampled)  # type: ignore[no-any-return]
 
 

@@ -117,6 +117,7 @@ def onnx_file(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param("deeplab-mobilenet-same", "onnx", marks=needs_onnx),
         pytest.param("deeplab-resnet50", "onnx", marks=needs_onnx),
         pytest.param("largefov", "onnx", marks=needs_onnx),
+        ("rrm-resnet38", "pt2"),
         ("rrm-mobilenet", "pt2"),
         ("deeplab-v2", "pt2"),
         ("largefov", "pt2"),
