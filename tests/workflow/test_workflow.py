@@ -93,7 +93,7 @@ def test_the_workflow_is_a_module_for_others(tmp_path: Path) -> None:
     outputs = set(re.findall(r"^    output: (.*)$", plan.stdout + plan.stderr, flags=re.MULTILINE))
     assert {path.split("/results/")[0] for path in outputs} == {"beetles", "deep/others"}
     assert {f"{prefix}/results/demo/seed0/one_step/weights.pth" for prefix in ("beetles", "deep/others")} <= outputs
-    done = outer.snakemake()
+    done = outer.snakemake("sizes.txt")
     assert done.returncode == 0, done.stdout + done.stderr
     with h5py.File(outer.root / "beetles" / "results" / "demo" / "photos.h5") as store:
         assert json.loads(store.attrs["config"])["dataset"]["demo"]["train"] == 6
