@@ -17,6 +17,10 @@ import pytest
 from tests.kills.session import Session, left_over, results_of
 from tests.workflow.project import Project
 
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("RRM_KILLS"),
+    reason="minutes of kills, and not clean yet (docs/interruptions.md): set RRM_KILLS=1",
+)
 YEAR = 365 * 86400
 ONE_STEP, STEP_TWO = "results/tiny/seed0/one_step", "results/tiny/seed0/step_two/vgg16"
 
