@@ -50,7 +50,8 @@ def results_of(project: Project) -> dict[str, bytes]:
     results = project.root / "results"
     paths = (path for path in results.rglob("*") if path.is_file() and ".tmp-" not in path.name)
     named = {path.relative_to(results): path for path in paths}
-    kept = (each for each in named if not any(part in _NOT_COMPARED or ".checkpoints" in part for part in each.parts))
+    passing = (".checkpoints", ".shards")  # gone, or of no matter, once the result is there
+    kept = (each for each in named if not any(part in _NOT_COMPARED or part.endswith(passing) for part in each.parts))
     return {each.as_posix(): named[each].read_bytes() for each in kept}
 
 

@@ -117,7 +117,7 @@ def test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(finished: P
     command = [sys.executable, "-m", "snakemake", "--cores", "1", *session.targets, "--quiet", "all"]
     first = subprocess.Popen(command, cwd=finished.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     locks = finished.root / ".snakemake" / "locks"
-    while first.poll() is None and not any(locks.iterdir()):
+    while first.poll() is None and not any(locks.glob("*")):
         time.sleep(0.02)
     told = _told(finished, session.targets)
     assert f"this folder is locked: process {first.pid} works here: wait until it has ended" in told
