@@ -10,6 +10,7 @@ batches are worked on, on the device of the CAMs; on the CPU the CRFs of several
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, NamedTuple
@@ -79,6 +80,11 @@ class RegionRule:
     crf: DenseCRF | None = field(default=None)
     crf_scale: float = 1.0
     padding: str = "label"
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> RegionRule:
+        """The rule of a configuration's section `mining`, whose `crf` are the arguments of `DenseCRF`."""
+        return cls(**{**options, "crf": DenseCRF(**options["crf"])})
 
     def __post_init__(self) -> None:
         if self.rule not in _RULES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rrm.crf import DenseCRF
 from rrm.method_tasks import AffinityTask
 from rrm.networks import affinity_options, load_weights
 from rrm.regions import RegionRule
@@ -21,6 +20,6 @@ def run(call: Call) -> None:
     network = new_network("affinity", photos, options, call.options["seed"])
     load_weights(network, call.input("model"))
     labeller = load_trained(call.input("model"), take_device(call.runtime)).network
-    mining = RegionRule(**{**walk["mining"], "crf": DenseCRF(**walk["mining"]["crf"])})
+    mining = RegionRule.from_options(walk["mining"])
     task = AffinityTask(network, labeller, mining, call.options["cam_scales"], walk["radius"])
     train(call, photos, "affinity", task, options, walk["train"])

@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 
 from rrm.cam import multi_scale_cam, normalize_cam
-from rrm.crf import DenseCRF
 from rrm.figures import Labels, Panel, Picture, draw_sheet, label_panel, photo_panel, resize_labels, save_sheet
 from rrm.inference import as_batch
 from rrm.labels import IGNORE
@@ -37,12 +36,12 @@ _CAPTION = (
 def mined(photo: Picture, image_labels: Labels, network: Any, one_step: Mapping[str, Any], device: str) -> MiningSteps:
     """Labels of a whole photo (H,W,3) with labels (C,) as the rule of `one_step.mining` makes them, (1,H,W) each."""
     scores = cam_scores(photo, image_labels, network, one_step["cam"], device)
-    return mining_rule(one_step["mining"]).steps(_batch_of(photo), scores, _batch_of(image_labels))
+    return RegionRule.from_options(one_step["mining"]).steps(_batch_of(photo), scores, _batch_of(image_labels))
 
 
 def mined_labels(photo: Picture, image_labels: Labels, scores: torch.Tensor, mining: Mapping[str, Any]) -> Labels:
     """The reliable labels alone, (H,W) uint8, from the photo's `cam_scores`."""
-    final = mining_rule(mining).mine(_batch_of(photo), scores, _batch_of(image_labels))
+    final = RegionRule.from_options(mining).mine(_batch_of(photo), scores, _batch_of(image_labels))
     return np.asarray(final[0].cpu().numpy(), np.uint8)
 
 
@@ -52,11 +51,6 @@ def cam_scores(photo: Picture, image_labels: Labels, network: Any, cam: Mapping[
     images = network.normalize(as_batch([photo], device))
     cams = multi_scale_cam(network.forward_cam, images, scales=cam["scales"], average=cam["average"])
     return normalize_cam(cams.float(), _batch_of(image_labels).to(device))
-
-
-def mining_rule(options: Mapping[str, Any]) -> RegionRule:
-    """The rule of `one_step.mining`."""
-    return RegionRule(**{**options, "crf": DenseCRF(**options["crf"])})
 
 
 def _batch_of(array: npt.NDArray[np.uint8]) -> torch.Tensor:

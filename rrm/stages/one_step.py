@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rrm.crf import DenseCRF
 from rrm.networks import load_weights
 from rrm.regions import RegionRule
 from rrm.stages.call import Call
@@ -18,6 +17,6 @@ def run(call: Call) -> None:
     network = new_network("rrm", photos, options["network"], call.options["seed"])
     if "start" in call.inputs:
         load_weights(network, call.input("start"))
-    mining = RegionRule(**{**options["mining"], "crf": DenseCRF(**options["mining"]["crf"])})
+    mining = RegionRule.from_options(options["mining"])
     task = OneStepTask(network, mining, options["cam"], options["losses"], options["energy"])
     train(call, photos, "rrm", task, options["network"], options["train"])
