@@ -18,8 +18,6 @@ from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Self, TypeVar
 
-import torch
-
 from rrm.errors import RRMError
 
 _THREADS: dict[int, ThreadPoolExecutor] = {}
@@ -43,6 +41,8 @@ def prepare_process(threads: int) -> None:
     Args:
         threads: >= 1.
     """
+    import torch  # here: Snakemake reads this module for each call, and torch takes two seconds
+
     torch.set_num_threads(threads)
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)

@@ -43,7 +43,19 @@ def _tree(path: Path) -> ast.Module:
     return tree
 
 
-def _imports(tree: ast.Module) -> Iterator[str]:
+@cache
+def _source(path: Path) -> str:
+    """What of a module counts: its syntax tree in one layout."""
+    return ast.unparse(_tree(path))
+
+
+@cache
+def _imports(path: Path) -> tuple[str, ...]:
+    """What a module imports, anywhere in it."""
+    return tuple(_imported(_tree(path)))
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -67,7 +79,7 @@ def modules_of(module: str) -> list[str]:
         if name in found or name in _NOT_CODE_OF_A_STAGE or path is None:
             continue
         found.add(name)
-        waiting.extend(_imports(_tree(path)))
+        waiting.extend(_imports(path))
     return sorted(found)
 
 
@@ -92,7 +104,7 @@ def module_hash(name: str) -> str:
     for module in modules_of(name):
         path = _file_of(module)
         assert path is not None
-        digest.update(f"{module}\n{ast.unparse(_tree(path))}\n".encode())
+        digest.update(f"{module}\n{_source(path)}\n".encode())
         for data in _data_of(path):
             digest.update(f"{data.name}\n{file_digest(data)}\n".encode())
     return digest.hexdigest()[:16]

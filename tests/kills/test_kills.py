@@ -17,12 +17,9 @@ import pytest
 from tests.kills.session import Session, left_over, results_of
 from tests.workflow.project import Project
 
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("RRM_KILLS"),
-    reason="minutes of kills, and not clean yet (docs/interruptions.md): set RRM_KILLS=1",
-)
 YEAR = 365 * 86400
 ONE_STEP, STEP_TWO = "results/tiny/seed0/one_step", "results/tiny/seed0/step_two/vgg16"
+SCORES = f"{STEP_TWO}/confusion_val.h5"
 
 
 @pytest.fixture
@@ -66,8 +63,8 @@ def _flip(path: Path, at: int) -> None:
 def _in_an_array(path: Path) -> int:
     """Where the first array of the first record lies in a store; between arrays HDF5 leaves bytes unused."""
     with h5py.File(path) as file:
-        array = next(file[name] for name in sorted(file) if name.startswith("00000000.")).id
-        stored = array.get_chunk_info(0).byte_offset if array.get_num_chunks() else array.get_offset()
+        array = next(file[name] for name in sorted(file) if name.startswith("00000000."))
+        stored = array.id.get_chunk_info(0).byte_offset if array.chunks else array.id.get_offset()
     return int(stored) + 1
 
 
@@ -82,7 +79,8 @@ def test_flipped_bits_are_found_and_the_messages_say_what_to_delete(finished: Pr
     store, weights = f"{ONE_STEP}/probabilities_val.h5", f"{STEP_TWO}/weights.pth"
     _flip(finished.root / store, _in_an_array(finished.root / store))
     _flip(finished.root / weights, _in_a_tensor(finished.root / weights))
-    for gone in (f"{ONE_STEP}/confusion_val.h5", f"{STEP_TWO}/probabilities_val.h5"):  # what reads the damaged files
+    between = (f"{ONE_STEP}/confusion_val.h5", f"{STEP_TWO}/probabilities_val.h5")  # what reads the damaged files
+    for gone in (*between, *session.targets):
         (finished.root / gone).unlink()
     told = _told(finished, session.targets)
     for damaged in (store, weights):
@@ -104,16 +102,19 @@ def test_wrong_clocks_hold_nobody_up(finished: Project, session: Session) -> Non
     _all_done(finished, session)
     assert probabilities.stat().st_mtime <= time.time()
     assert "Nothing to be done" in finished.snakemake("--dry-run", *session.targets).stdout
-    os.utime(weights, (earlier, earlier))  # older than what they were made of: made again, without a step of training
+    os.utime(weights, (earlier, earlier))  # older than what they were made of
     checkpoint = next(weights.parent.glob("weights.checkpoints/*/last.pth"))
     written = checkpoint.stat().st_mtime_ns
     _all_done(finished, session)
+    assert weights.stat().st_mtime == earlier  # the checksums of small inputs say that they are the same
+    finished.snakemake("--max-checksum-file-size", "0", *session.targets)  # large ones: made again, without a step
+    assert results_of(finished) == session.expected
     assert checkpoint.stat().st_mtime_ns == written and weights.stat().st_mtime > earlier + YEAR
 
 
 @pytest.mark.timeout(900)
 def test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(finished: Project, session: Session) -> None:
-    (finished.root / ONE_STEP / "confusion_val.h5").unlink()
+    (finished.root / SCORES).unlink()
     command = [sys.executable, "-m", "snakemake", "--cores", "1", *session.targets, "--quiet", "all"]
     first = subprocess.Popen(command, cwd=finished.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     locks = finished.root / ".snakemake" / "locks"

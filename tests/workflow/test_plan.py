@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import copy
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
-from tests.workflow.project import Project, small_config
+from tests.workflow.project import REPOSITORY, Project, small_config
 from workflow.plan import Plan
 
 TABLE = {"table3.csv", "table4.csv", "table5.csv", "comparisons.csv"}
@@ -227,3 +229,10 @@ def test_a_stage_stopped_while_done_anew_leaves_nothing_stale(finished: Project,
     planned = finished.planned()
     assert gone in planned
     assert {output for output in planned if "bounds/full" in output} == {o for o in everything if "bounds/full" in o}
+
+
+def test_planning_does_not_load_torch() -> None:
+    """Each call of Snakemake would wait for it: seconds."""
+    program = "import sys, workflow.plan, workflow.folder; print({'torch', 'pandas'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
