@@ -372,13 +372,18 @@ def write_milliseconds(folder: Path, most: int = 8) -> dict[str, Any]:
     stored = Store(folder / "predicted.h5", "probabilities")
     records = [stored[name] for name in stored.ids[:most]]
     begin = time.perf_counter()
-    with StoreWriter(folder / "again.h5", "probabilities", {}, "") as writer:
+    threads = torch.get_num_threads()
+    with StoreWriter(folder / "again.h5", "probabilities", {}, "", threads=threads) as writer:
         for number, record in enumerate(records):
             writer.add(str(number), record)
     taken = time.perf_counter() - begin
     kept = [record["probabilities"] for record in records]
     share = sum(int(np.count_nonzero(each)) for each in kept) / sum(each.size for each in kept)
-    return {"write_ms_per_photo": round(1e3 * taken / len(records), 2), "share_not_zero": round(share, 4)}
+    return {
+        "write_ms_per_photo": round(1e3 * taken / len(records), 2),
+        "write_threads": threads,
+        "share_not_zero": round(share, 4),
+    }
 
 
 def spread_weights(folder: Path, asked: Asked) -> Path:

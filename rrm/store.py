@@ -16,7 +16,8 @@ process, so `DataLoader` workers can share a `Store`.
 
 Compression is gzip at level 1, after a byte shuffle. LZF writes in two thirds of the time, but its table starts with
 what lies in memory, so that the same array has other bytes now and then. For a probability map of 21 x 375 x 500
-float16 on one busy core gzip took 258 ms to write, 36 to read and 5.1 of 7.9 MB; LZF 156, 59 and 5.8.
+float16 on one busy core gzip took 258 ms to write, 36 to read and 5.1 of 7.9 MB; LZF 156, 59 and 5.8. Arrays are packed
+here, into the bytes that HDF5's filters would write: HDF5 itself packs in one thread at a time.
 """
 
 from __future__ import annotations
@@ -32,8 +33,11 @@ import re
 import signal
 import threading
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -269,6 +273,8 @@ class StoreWriter:
         attrs: further facts for readers, JSON-serialisable (for example `{"split": "train"}`); the attribute
             `attrs` of the writer may be changed until the block ends.
         compression: "gzip", or None.
+        threads: that pack records, 1 or more; with several, records wait for it in order, and arrays that were
+            added must not be changed until the block ends. The file is the same for any number.
 
     Raises:
         RRMError: an id twice, an empty record, an array that HDF5 cannot hold, or a `config` that is not
@@ -292,6 +298,7 @@ class StoreWriter:
         code: str,
         attrs: Mapping[str, Any] | None = None,
         compression: str | None = "gzip",
+        threads: int = 1,
     ) -> None:
         self.path = Path(path)
         self.kind = kind
@@ -299,6 +306,9 @@ class StoreWriter:
         self._code = code
         self._compression = compression
         self._checksums: dict[str, dict[str, int]] = {}
+        self._packers = ThreadPoolExecutor(threads, "rrm-pack") if threads > 1 else None
+        self._ahead = 2 * threads if threads > 1 else 0
+        self._waiting: deque[_Waiting] = deque()
         try:
             self._config = _to_json(dict(config))
         except (TypeError, ValueError) as error:
@@ -336,9 +346,28 @@ class StoreWriter:
         if not arrays:
             raise RRMError(f"{self.path}: record {record!r}: expected at least one array, got none: give its arrays")
         prefix = self._next(record)
-        with _signals_held():
-            self._checksums[record] = {name: self._write(f"{prefix}.{name}", array) for name, array in arrays.items()}
-        self._sink.check()
+        storable = {name: self._storable(f"{prefix}.{name}", array) for name, array in arrays.items()}
+        self._checksums[record] = {}
+        self._waiting.append(
+            _Waiting(record, prefix, {name: (each, self._packed(each)) for name, each in storable.items()})
+        )
+        self._write_all_but(self._ahead)
+
+    def _packed(self, array: NDArray[Any]) -> Callable[[], _Packed]:
+        """What packs an array, or is packing it meanwhile."""
+        pack = partial(_pack, array, bool(self._packing(array)))
+        return self._packers.submit(pack).result if self._packers else pack
+
+    def _write_all_but(self, ahead: int) -> None:
+        """Write the records that wait but the newest `ahead`."""
+        while len(self._waiting) > ahead:
+            each = self._waiting.popleft()
+            packed = {name: (array, of()) for name, (array, of) in each.arrays.items()}
+            with _signals_held():
+                self._checksums[each.record] = {
+                    name: self._write(f"{each.prefix}.{name}", *array) for name, array in packed.items()
+                }
+            self._sink.check()
 
     def copy(self, record: str, store: Store) -> None:
         """Append a record of another store: `add(record, store[record])`, with the packed bytes as they are.
@@ -349,6 +378,7 @@ class StoreWriter:
             record: its id, in that store and in this one.
             store: written with the compression of this writer.
         """
+        self._write_all_but(0)
         prefix = self._next(record)
         with _signals_held():
             self._checksums[record] = {
@@ -367,22 +397,26 @@ class StoreWriter:
         options = {"chunks": array.shape, "compression": self._compression, "shuffle": array.itemsize > 1}
         return options | ({"compression_opts": _LEVEL} if self._compression == "gzip" else {})
 
-    def _write(self, name: str, value: NDArray[Any]) -> int:
+    def _storable(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
         array = np.require(value, requirements="C")
         if array.dtype.kind not in "biuf":
             raise RRMError(f"{self.path}: {name}: expected numbers or booleans, got {array.dtype}: convert the array")
-        self._file.create_dataset(name, data=array, track_times=False, **self._packing(array))
-        return _checksum(array)
+        return array
+
+    def _write(self, name: str, array: NDArray[Any], packed: _Packed) -> int:
+        made = self._file.create_dataset(
+            name, array.shape, array.dtype, None if packed.chunk else array, track_times=False, **self._packing(array)
+        )
+        if packed.chunk:
+            made.id.write_direct_chunk((0,) * array.ndim, packed.chunk)
+        return packed.checksum
 
     def _copy(self, name: str, record: str, store: Store, source: str) -> int:
         array = store.read(record, source)
-        packing = self._packing(array)
-        packed = store.packed(record, source) if packing else None
-        if packed is None:
-            return self._write(name, array)
-        made = self._file.create_dataset(name, array.shape, array.dtype, track_times=False, **packing)
-        made.id.write_direct_chunk((0,) * array.ndim, packed)
-        return _checksum(array)
+        chunk = store.packed(record, source) if self._packing(array) else None
+        return self._write(
+            name, array, _Packed(_checksum(array), chunk) if chunk else _pack(array, bool(self._packing(array)))
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -391,8 +425,11 @@ class StoreWriter:
             with _signals_held():
                 try:
                     if error is None:
+                        self._write_all_but(0)
                         self._finish()
                 finally:
+                    if self._packers:
+                        self._packers.shutdown(cancel_futures=True)
                     self._file.close()
                     self._sink.close()
             if error is None:
@@ -408,6 +445,33 @@ class StoreWriter:
         self._file.create_dataset("index", data=text, track_times=False)
         self._file.attrs["index_crc32"] = _index_checksum(text, self._header)
         self._file.attrs["complete"] = np.uint8(1)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """CRC-32 of an array, and the bytes of its one chunk; None where it is stored as it is."""
+
+    checksum: int
+    chunk: bytes | None
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A record to be written: each array, and what gives it packed."""
+
+    record: str
+    prefix: str
+    arrays: Mapping[str, tuple[NDArray[Any], Callable[[], _Packed]]]
+
+
+def _pack(array: NDArray[Any], compressed: bool) -> _Packed:
+    """Do what HDF5's filters shuffle and gzip do to a chunk. Several threads can: zlib releases Python's lock."""
+    if not compressed:
+        return _Packed(_checksum(array), None)
+    raw = array.reshape(-1).view(np.uint8)
+    if array.itemsize > 1:
+        raw = np.ascontiguousarray(raw.reshape(-1, array.itemsize).T)
+    return _Packed(_checksum(array), zlib.compress(raw, _LEVEL))  # type: ignore[arg-type]
 
 
 def _checksum(array: NDArray[Any]) -> int:

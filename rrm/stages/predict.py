@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from rrm.datasets.loading import split_ids
 from rrm.inference import (
@@ -73,6 +74,7 @@ def run(call: Call) -> None:
     split, ids = call.options["split"], split_ids(photos, call.options["split"])
     share, attrs = own_share(call.runtime, ids, {"split": split, "trained": trained.facts})
     found = in_whole_windows(partial(predictions, call, photos, trained.network, device), ids, share)
-    with StoreWriter(call.output, "probabilities", call.options, call.code, attrs) as writer:
+    threads = torch.get_num_threads()
+    with StoreWriter(call.output, "probabilities", call.options, call.code, attrs, threads=threads) as writer:
         for name, each in tracked(found, f"predict {split}", len(share), call.runtime["log_seconds"]):
             writer.add(name, {"probabilities": each})

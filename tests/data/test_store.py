@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -76,10 +77,42 @@ def test_a_store_without_records_is_complete(tmp_path: Path) -> None:
     assert Store(write(tmp_path / "store.h5", records=0), "masks").ids == ()
 
 
-def test_same_input_gives_same_bytes(tmp_path: Path) -> None:
+def test_same_input_gives_same_bytes_whatever_the_threads(tmp_path: Path) -> None:
     first = write(tmp_path / "first.h5").read_bytes()
     time.sleep(1.1)  # HDF5 times have a resolution of one second
     assert write(tmp_path / "second.h5").read_bytes() == first
+    assert (
+        write(tmp_path / "threads.h5", records=30, threads=3).read_bytes()
+        == write(tmp_path / "one.h5", records=30).read_bytes()
+    )
+
+
+def test_chunks_are_what_hdf5_would_write(tmp_path: Path) -> None:
+    array = np.linspace(0, 1, 3 * 40 * 50).reshape(3, 40, 50).astype(np.float16)
+    with StoreWriter(tmp_path / "store.h5", "masks", {}, "") as writer:
+        writer.add("a", {"large": array})
+    with h5py.File(tmp_path / "hdf5.h5", "w") as file:
+        file.create_dataset("a", data=array, chunks=array.shape, compression="gzip", compression_opts=1, shuffle=True)
+        there = file["a"].id.read_direct_chunk((0, 0, 0))
+    with h5py.File(tmp_path / "store.h5") as file:
+        assert file["00000000.large"].id.read_direct_chunk((0, 0, 0)) == there
+
+
+def test_packing_threads_end_where_writing_fails(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), StoreWriter(tmp_path / "store.h5", "masks", {}, "", threads=2) as writer:
+        for record in range(9):
+            writer.add(str(record), {"large": np.zeros((500, 500))})
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("rrm-pack")]
+
+
+def _packed_otherwise(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        for name in [name for name in file if file[name].compression]:
+            array = file[name][...]
+            del file[name]
+            file.create_dataset(name, data=array, chunks=array.shape, compression="lzf", track_times=False)
 
 
 @pytest.mark.parametrize("source", ["gzip", None, "lzf"])
@@ -89,9 +122,11 @@ def test_copied_records_are_the_same_bytes_and_checked(tmp_path: Path, source: s
         "bytes": np.arange(10_000, dtype=np.uint8).reshape(100, 100),
     }
     for name, compression in (("first.h5", source), ("added.h5", "gzip")):
-        with StoreWriter(tmp_path / name, "masks", {}, "", compression=compression) as writer:
+        with StoreWriter(tmp_path / name, "masks", {}, "", compression=compression and "gzip") as writer:
             for record in ("a", "b"):
                 writer.add(record, arrays)
+    if source == "lzf":
+        _packed_otherwise(tmp_path / "first.h5")
     with StoreWriter(tmp_path / "copied.h5", "masks", {}, "") as writer:
         for record in ("a", "b"):
             writer.copy(record, Store(tmp_path / "first.h5", "masks"))

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -35,9 +36,9 @@ def below(pid: int) -> dict[int, Process]:
     found: list[Path] = []
     waiting = [pid]
     while waiting:
-        for task in PROC.glob(f"{waiting.pop()}/task/*/children"):
-            with suppress(OSError):  # it has ended meanwhile
-                children = [int(number) for number in task.read_text().split()]
+        for task in glob(f"{PROC}/{waiting.pop()}/task/*/children"):  # noqa: PTH207 (raises where one ends meanwhile)
+            with suppress(OSError):
+                children = [int(number) for number in Path(task).read_text().split()]
                 waiting += children
                 found += [PROC / str(child) for child in children]
     return _read(found)
