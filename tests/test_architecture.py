@@ -70,6 +70,7 @@ ORDER = [
     "plan",
     "doctor",
     "cli",
+    "preload",
     "__main__",
     "__init__",
 ]

@@ -106,7 +106,9 @@ class Plan:
     def runtime(self, wildcards: Any, resources: Any) -> str:
         """Parameter `runtime`: how to run. Snakemake does not track parameters that depend on `resources`."""
         del wildcards, resources
-        return _compact(self.config.runtime.model_dump(mode="json", exclude={"threads", "processes", "shards"}))
+        return _compact(
+            self.config.runtime.model_dump(mode="json", exclude={"threads", "processes", "shards", "preload"})
+        )
 
     @staticmethod
     def inputs(wildcards: Any, input: Any) -> list[str]:  # noqa: A002 (Snakemake names it)

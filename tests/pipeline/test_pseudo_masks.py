@@ -57,6 +57,12 @@ def test_one_hot_and_labels() -> None:
     assert labels_at(scores, (1, 4)).tolist() == [[1, 1, 1, 0]]
 
 
+def test_the_first_of_equally_probable_classes_is_taken() -> None:
+    torch.manual_seed(0)
+    scores = (torch.rand(2, 21, 33, 20) * 4).round() / 4
+    assert torch.equal(labels_at(scores, (33, 20)).long(), scores.argmax(1))
+
+
 def test_labels_that_are_absent_vanish_even_where_they_win() -> None:
     kept = keep_image_labels(np.array([[[0.0]], [[0.0]], [[1.0]]], np.float32), np.array([1, 0], np.uint8))
     assert np.isfinite(kept).all() and kept[2].max() == 0
