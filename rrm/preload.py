@@ -37,6 +37,7 @@ from rrm.alive import name_of
 ADDRESS = "RRM_PRELOADED"
 """Environment variable: the socket where a process waits that has the libraries loaded."""
 _LENGTH = 8  # bytes that say how long a request is
+_STREAMS = 3  # standard ones
 _PATIENCE = 10.0  # seconds for a request to arrive, once it has begun
 _SET_PARENT_DEATH_SIGNAL, _SET_NAME = 1, 15  # prctl(2)
 _STARTED: list[subprocess.Popen[bytes]] = []  # a pipe to each is open until this process ends, whatever ends it
@@ -81,7 +82,7 @@ def run_there(arguments: Sequence[str]) -> int | None:
         Its exit status, -N where signal N ended it; None where nobody answers, and nothing has been done.
     """
     address = os.environ.get(ADDRESS)
-    if not address:
+    if not (address and arguments):
         return None
     with socket.socket(socket.AF_UNIX) as connection:
         try:
@@ -114,16 +115,15 @@ class _Caller:
         environment = {name: value for name, value in os.environ.items() if name != ADDRESS}
         asked = {"arguments": list(arguments), "folder": str(Path.cwd()), "environment": environment}
         request = json.dumps(asked).encode()
-        try:
-            socket.send_fds(self._connection, [len(request).to_bytes(_LENGTH)], [0, 1, 2])
+        status = ""
+        with suppress(OSError):  # the other side has ended
+            socket.send_fds(self._connection, [len(request).to_bytes(_LENGTH)], list(range(_STREAMS)))
             self._connection.sendall(request)
             with self._connection.makefile("r") as answers:
                 self._pid = int(answers.readline() or 0)
                 while self._pid and self._came:
                     self._pass_on(self._came.pop(0), None)
                 status = answers.readline() if self._pid else ""
-        except OSError:
-            return None
         if status or not self._pid:
             return int(status) if status else None
         print(f"rrm {arguments[0]}: the process that ran it has ended: repeat the command", file=sys.stderr)
@@ -189,7 +189,7 @@ class _Server:
         connection, _ = self._listener.accept()
         try:
             request = _received(connection)
-        except (OSError, ValueError):  # the caller has ended meanwhile, or is another user's
+        except (OSError, ValueError, TypeError):  # the caller has ended meanwhile, or is another user's
             connection.close()
             return None
         load(request.arguments[0])
@@ -252,13 +252,15 @@ def _received(connection: socket.socket) -> _Request:
     if struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1] != os.geteuid():
         raise OSError(errno.EPERM, "another user's")
     connection.settimeout(_PATIENCE)
-    head, streams, _, _ = socket.recv_fds(connection, _LENGTH, 3)
+    head, streams, _, _ = socket.recv_fds(connection, _LENGTH, _STREAMS)
     try:
         with connection.makefile("rb") as content:
             asked = json.loads(content.read(int.from_bytes(head)))
         connection.settimeout(None)
+        if len(streams) != _STREAMS:
+            raise ValueError("streams: expected three")
         return _Request(**asked, streams=streams)
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         for stream in streams:
             os.close(stream)
         raise

@@ -19,11 +19,19 @@ class Process:
     pid: int
     parent: int
     arguments: tuple[str, ...]
+    name: str = ""
 
     @property
     def stage(self) -> str:
-        """Name of the stage that it runs or works for, empty for others."""
+        """Name of the stage that it runs, waits for or works for, empty for others."""
+        if self.forked:
+            return self.name
         return self.arguments[3] if self.arguments[1:3] == ("-m", "rrm") and len(self.arguments) > 3 else ""
+
+    @property
+    def forked(self) -> bool:
+        """Whether it was forked from the process that has the libraries loaded: it has that one's arguments."""
+        return self.arguments[1:3] == ("-m", "rrm.preload") and not self.name.startswith("python")
 
 
 def processes_in(root: Path) -> dict[int, Process]:
@@ -60,14 +68,20 @@ def _read(entries: Iterable[Path]) -> dict[int, Process]:
 
 
 def _process(entry: Path) -> Process:
-    status = (entry / "stat").read_text().rpartition(")")[2].split()
+    before, _, after = (entry / "stat").read_text().rpartition(")")
+    status, name = after.split(), before.partition("(")[2]
     arguments = tuple((entry / "cmdline").read_text(errors="replace").split("\0")[:-1])
-    return Process(int(entry.name), int(status[1]), () if status[0] in "ZX" else arguments)
+    return Process(int(entry.name), int(status[1]), () if status[0] in "ZX" else arguments, name)
 
 
 def stages(found: dict[int, Process]) -> list[Process]:
-    """Those that run a stage; workers that were forked from one have the same arguments."""
-    return [each for each in found.values() if each.stage and not _for_a_stage(each, found)]
+    """The calls of stages; workers that were forked from one have the same arguments."""
+    return [each for each in found.values() if each.stage and not each.forked and not _for_a_stage(each, found)]
+
+
+def forked(found: dict[int, Process]) -> list[Process]:
+    """The processes that run stages for their calls."""
+    return [each for each in found.values() if each.forked and not _for_a_stage(each, found)]
 
 
 def workers(found: dict[int, Process]) -> list[Process]:

@@ -22,7 +22,7 @@ from pathlib import Path
 import yaml
 
 from rrm.config import merge
-from tests.kills.processes import Process, below, processes_in, send, stages, workers
+from tests.kills.processes import Process, below, forked, processes_in, send, stages, workers
 from tests.workflow.project import REPOSITORY, Project, clone_into
 
 CORES = 2
@@ -213,7 +213,7 @@ class Session:
             if when is not None and time.monotonic() >= when:
                 victims = {
                     "driver": [Process(process.pid, 0, ("snakemake",))],
-                    "stage": running,
+                    "stage": (kill.number % 2 and forked(found)) or running,  # the call, or what runs for it
                     "worker": workers(found),
                 }[kill.victim]
                 if victims and send(victims[-1].pid, kill.kind):
