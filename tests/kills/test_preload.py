@@ -160,9 +160,15 @@ def test_the_process_that_waits_ends_with_its_driver(
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 def test_other_users_get_nothing_run(driver: subprocess.Popen[str], tmp_path: Path) -> None:
     address = os.environ[preload.ADDRESS]
-    program = f"import socket; c = socket.socket(socket.AF_UNIX); c.connect('\\0{address}'); print(c.recv(8))"
+    program = [
+        "import os, socket",
+        "caller = socket.socket(socket.AF_UNIX)",
+        "os.setresuid(65534, 65534, 65534)",
+        f"caller.connect('\\0{address}')",
+        "print(caller.recv(8))",
+    ]
     done = subprocess.run(
-        [sys.executable, "-c", program], user=65534, cwd="/", capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", "\n".join(program)], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.stdout.strip() == "b''", done.stderr
     assert _called("predict", "--help", cwd=tmp_path, preloaded=True).returncode == 0  # it goes on
