@@ -371,8 +371,8 @@ def write_milliseconds(folder: Path, most: int = 8) -> dict[str, Any]:
     """What it takes to write predictions of a photo again: the share of `predict` that no GPU makes faster."""
     stored = Store(folder / "predicted.h5", "probabilities")
     records = [stored[name] for name in stored.ids[:most]]
-    begin = time.perf_counter()
     threads = torch.get_num_threads()
+    begin = time.perf_counter()
     with StoreWriter(folder / "again.h5", "probabilities", {}, "", threads=threads) as writer:
         for number, record in enumerate(records):
             writer.add(str(number), record)

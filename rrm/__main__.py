@@ -1,14 +1,12 @@
 """`python -m rrm`."""
 
-import os
 import sys
 
 if __name__ == "__main__":
-    if os.environ.get("RRM_PRELOADED"):
-        from rrm.preload import end_as, run_there
+    from rrm.preload import end_as, run_there
 
-        if (status := run_there(sys.argv[1:])) is not None:
-            end_as(status)
-    from rrm.cli import main
+    if (status := run_there(sys.argv[1:])) is not None:
+        end_as(status)
+    from rrm.cli import main  # after that: it loads what the forked process has already
 
     sys.exit(main())

@@ -40,7 +40,6 @@ _LENGTH = 8  # bytes that say how long a request is
 _STREAMS = 3  # standard ones
 _PATIENCE = 10.0  # seconds for a request to arrive, once it has begun
 _SET_PARENT_DEATH_SIGNAL, _SET_NAME = 1, 15  # prctl(2)
-_STARTED: list[subprocess.Popen[bytes]] = []  # a pipe to each is open until this process ends, whatever ends it
 
 
 def start() -> None:
@@ -57,8 +56,7 @@ def start() -> None:
         waiting = subprocess.Popen(  # noqa: S603 (no shell, no word from outside)
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[listener.fileno()]
         )
-    _STARTED.append(waiting)
-    atexit.register(waiting.communicate)  # closes the pipe, which is the end of it
+    atexit.register(waiting.communicate)  # the pipe closes then, or when this process is killed, which is the end of it
     os.environ[ADDRESS] = address
 
 

@@ -41,7 +41,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import h5py
 import numpy as np
@@ -297,7 +297,7 @@ class StoreWriter:
         config: Mapping[str, Any],
         code: str,
         attrs: Mapping[str, Any] | None = None,
-        compression: str | None = "gzip",
+        compression: Literal["gzip"] | None = "gzip",
         threads: int = 1,
     ) -> None:
         self.path = Path(path)
@@ -394,8 +394,8 @@ class StoreWriter:
     def _packing(self, array: NDArray[Any]) -> dict[str, Any]:
         if self._compression is None or array.nbytes < 4096:
             return {}
-        options = {"chunks": array.shape, "compression": self._compression, "shuffle": array.itemsize > 1}
-        return options | ({"compression_opts": _LEVEL} if self._compression == "gzip" else {})
+        how = {"compression": self._compression, "compression_opts": _LEVEL, "shuffle": array.itemsize > 1}
+        return {"chunks": array.shape} | how
 
     def _storable(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
         array = np.require(value, requirements="C")
@@ -413,10 +413,9 @@ class StoreWriter:
 
     def _copy(self, name: str, record: str, store: Store, source: str) -> int:
         array = store.read(record, source)
-        chunk = store.packed(record, source) if self._packing(array) else None
-        return self._write(
-            name, array, _Packed(_checksum(array), chunk) if chunk else _pack(array, bool(self._packing(array)))
-        )
+        compressed = bool(self._packing(array))
+        chunk = store.packed(record, source) if compressed else None
+        return self._write(name, array, _Packed(_checksum(array), chunk) if chunk else _pack(array, compressed))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
