@@ -12,6 +12,7 @@ SNAKEMAKE_ARGS ?=
 # Where the benchmarks work, and a folder of JPEG files for them; none: made photos.
 DEVICE ?= cpu
 PHOTOS ?=
+BENCH ?= results/benchmarks
 FUZZ_ARGS ?= --inputs 100000
 PYTEST_ARGS ?= -n $(CORES) --dist loadfile
 
@@ -51,13 +52,14 @@ fuzz: $(STAMP) ## 100,000 inputs for every reader, which takes a night; FUZZ_ARG
 bench: $(STAMP) ## speed and memory of CRF, mining and energy against pydensecrf; a training step by parts; crops and segmented photos a second; PHOTOS=folder, DEVICE=cuda
 	@for how in '1 0' '$(CORES) 0' '$(CORES) $(CORES)'; do \
 	  set -- $$how; echo "+ $$1 threads, $$2 busy processes"; \
-	  python -m benchmarks.filtering --threads $$1 --busy $$2 $(BENCH_ARGS) --out results/benchmarks/filtering_$$1_$$2.json; \
+	  python -m benchmarks.filtering --threads $$1 --busy $$2 $(BENCH_ARGS) --out $(BENCH)/filtering_$$1_$$2.json; \
 	done
 	@for what in training_step checkpoints memory segmenting; do \
-	  echo "+ $$what"; python -m benchmarks.$$what --threads $(CORES) $(BENCH_ARGS) --out results/benchmarks/$$what.json; \
+	  echo "+ $$what"; python -m benchmarks.$$what --threads $(CORES) $(BENCH_ARGS) --out $(BENCH)/$$what.json; \
 	done
 	@echo "+ input_pipeline"; python -m benchmarks.input_pipeline --workers $(CORES) $(if $(PHOTOS),--photos $(PHOTOS)) \
-	  --out results/benchmarks/input_pipeline.json
+	  --out $(BENCH)/input_pipeline.json
+	@echo "+ small_jobs"; python -m benchmarks.small_jobs --cores $(CORES) --out $(BENCH)/small_jobs.json
 
 bench-gpu: $(STAMP) ## all that is to be measured on a GPU, in 15 minutes, into results/benchmarks/gpu; PHOTOS=folder
 	@python -m benchmarks.gpu $(if $(PHOTOS),--photos $(PHOTOS)) --out results/benchmarks/gpu

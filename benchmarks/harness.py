@@ -130,7 +130,7 @@ def busy_machine(processes: int) -> Iterator[None]:
 def markdown(results: list[dict[str, Any]]) -> str:
     """The results as tables: times and memory with one row a side, and the parts of the times where there are any."""
     sides = [(result["case"], name, side) for result in results for name, side in result["sides"].items()]
-    timed = [_row(case, name, _times(side), f"{side['speedup']:.2f}") for case, name, side in sides if _is_timed(side)]
+    timed = [_row(case, name, _times(side), *_speed(side)) for case, name, side in sides if _is_timed(side)]
     held = [_row(case, name, *_peaks(side)) for case, name, side in sides if not _is_timed(side)]
     parts = [
         _row(case, f"{name}: {stage}", _times(part), f"{part['share']:.1%}")
@@ -138,9 +138,9 @@ def markdown(results: list[dict[str, Any]]) -> str:
         for stage, part in side.get("stages", {}).items()
     ]
     return "\n\n".join(
-        "\n".join([_row("case", "side", *columns), "|---" * 5 + "|", *rows])
+        "\n".join([_row("case", "side", *columns), "|---" * rows[0].count(" | ") + "|---|", *rows])
         for columns, rows in (
-            (("median ms | quartiles", "times faster"), timed),
+            (("median ms | quartiles", "times faster", "a second"), timed),
             (("median ms | quartiles", "share"), parts),
             (("peak MiB | range", "ratio"), held),
         )
@@ -158,6 +158,11 @@ def _is_timed(side: Mapping[str, Any]) -> bool:
 
 def _times(side: Mapping[str, Any]) -> str:
     return f"{side['median_ms']:.1f} | {side['q1_ms']:.1f} to {side['q3_ms']:.1f}"
+
+
+def _speed(side: Mapping[str, Any]) -> tuple[str, str]:
+    done = ", ".join(f"{number:g} {what}" for what, number in side.get("per_second", {}).items())
+    return f"{side['speedup']:.2f}", done
 
 
 def _peaks(side: Mapping[str, Any]) -> tuple[str, str]:

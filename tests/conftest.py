@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,3 +39,19 @@ def voc_mini() -> Path:
 def mobilenet_weights() -> Path:
     """ImageNet MobileNetV2 weights of the TensorFlow flavour."""
     return _reference("weights/mobilenet_v2_imagenet.pth")
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
+    """A process that has the libraries loaded for the stages of a test, as Snakemake has one wait for them."""
+    from rrm.preload import ADDRESS
+
+    code = f"import os; from rrm import preload; preload.start(); print(os.getenv({ADDRESS!r}), flush=True); input()"
+    root = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None and process.stdout is not None
+    monkeypatch.setenv(ADDRESS, process.stdout.readline().strip())
+    yield process
+    process.kill()
+    process.communicate()

@@ -106,8 +106,10 @@ def test_the_file_holds_results_and_all_that_was_assumed(tmp_path: Path, capsys:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("driver")
 def test_rates_are_measured_where_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rrm.rates, "_LASTING", 0.1)
+    monkeypatch.setattr(rrm.rates, "_MOST", {"step": 4, "photo": 10})
     monkeypatch.setattr(rrm.rates, "_MOST_MERGED", 40)
     rates, out = tmp_path / "rates.json", tmp_path / "out.json"
     command = ["--config", *map(str, CONFIG), "--rates", str(rates), "--measure", "--device", "cpu", "--out", str(out)]

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from functools import partial
 from html.parser import HTMLParser
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import rrm
+from tests.waiting import until
 from tests.workflow.browser import Browser, find_browser
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,10 +80,7 @@ class QuietHandler(SimpleHTTPRequestHandler):
 
 def shown(browser: Browser, address: str) -> None:
     browser.call("Page.navigate", url=address)
-    deadline = time.monotonic() + 30
-    while browser.evaluate("location.href + document.readyState") != f"{address}complete":
-        assert time.monotonic() < deadline, address
-        time.sleep(0.05)
+    until(lambda: browser.evaluate("location.href + document.readyState") == f"{address}complete", address, seconds=30)
 
 
 @pytest.mark.skipif(find_browser() is None, reason="needs Chromium")

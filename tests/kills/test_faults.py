@@ -9,51 +9,22 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-from rrm.torch_files import load_torch
 from tests.kills.processes import below, processes_in, workers
 from tests.kills.session import LAYERS, small_project
+from tests.kills.training import LONG, classifier, resumed_step, steps_done
+from tests.waiting import until
 from tests.workflow.project import REPOSITORY, Project
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc (Linux)"),
     pytest.mark.timeout(900),
 ]
-LONG = "classifier: {train: {steps: 100000, checkpoint_every: 5}}\nruntime: {workers: 2}\n"
-
-
-def _classifier(photos: Path, out: Path, extra: str = "") -> list[str]:
-    """The command of a training, with more configuration in a file beside its output."""
-    layers = [*map(str, LAYERS)]
-    if extra:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        layers.append(str(out.with_suffix(".yaml")))
-        Path(layers[-1]).write_text(extra)
-    given = ("--config", *layers, "--in", f"photos={photos}", "--out", str(out), "--threads", "1")
-    return [sys.executable, "-m", "rrm", "classifier", *given]
-
-
-def _until(condition: Callable[[], object], what: str, seconds: float = 600) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.02)
-
-
-def _steps_done(folder: Path) -> int:
-    return sum(len(path.read_text().splitlines()) for path in folder.rglob("history.jsonl"))
-
-
-def _resumed_step(folder: Path) -> int:
-    """The step that a training in this folder would go on from."""
-    (checkpoint,) = folder.glob("*.checkpoints/*/last.pth")
-    return int(load_torch(checkpoint)["step"])
 
 
 # ---- workers ----
@@ -61,8 +32,8 @@ def _resumed_step(folder: Path) -> int:
 
 def test_a_killed_dataloader_worker_ends_the_training_with_one_message(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "classifier.pth"
-    process = subprocess.Popen(_classifier(photos, out, LONG), cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
-    _until(lambda: _steps_done(tmp_path) > 6 or process.poll() is not None, "steps")
+    process = subprocess.Popen(classifier(photos, out, LONG), cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    until(lambda: steps_done(tmp_path) > 6 or process.poll() is not None, "steps")
     found = below(process.pid)
     helpers = [each for each in found.values() if each.parent == process.pid]
     os.kill(helpers[0].pid, signal.SIGKILL)
@@ -72,13 +43,13 @@ def test_a_killed_dataloader_worker_ends_the_training_with_one_message(photos: P
     assert lines == [line for line in lines if "one died (killed, or out of memory)" in line] and len(lines) == 1
     assert "Traceback" not in told and not out.exists()
     assert {each.pid for each in helpers}.isdisjoint(each.pid for each in processes_in(REPOSITORY).values())
-    done = _steps_done(tmp_path)
-    assert _resumed_step(tmp_path) == done - done % 5  # what is lost is less than one interval
-    again = subprocess.Popen(_classifier(photos, out, LONG), cwd=REPOSITORY, stderr=subprocess.DEVNULL)
-    _until(lambda: _steps_done(tmp_path) > done + 12 or again.poll() is not None, "more steps")
+    done = steps_done(tmp_path)
+    assert resumed_step(tmp_path) == done - done % 5  # what is lost is less than one interval
+    again = subprocess.Popen(classifier(photos, out, LONG), cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    until(lambda: steps_done(tmp_path) > done + 12 or again.poll() is not None, "more steps")
     again.kill()
     again.wait()
-    lost = _steps_done(tmp_path) - _resumed_step(tmp_path)
+    lost = steps_done(tmp_path) - resumed_step(tmp_path)
     assert 0 <= lost < 5 + 5  # an interval, and what was done while a checkpoint was being written: less than another
 
 
@@ -131,12 +102,12 @@ def test_stages_end_with_a_killed_driver_and_the_message_says_how_to_unlock(tmp_
     command = [sys.executable, "-m", "snakemake", "--cores", "2", target]
     with (project.root / "driver.log").open("wb") as log:
         driver = subprocess.Popen(command, cwd=project.root, stdout=log, stderr=log)
-    _until(lambda: _steps_done(project.root) > 3 or driver.poll() is not None, "steps")
+    until(lambda: steps_done(project.root) > 3 or driver.poll() is not None, "steps")
     assert workers(below(driver.pid))
     driver.kill()
     driver.wait()
-    _until(lambda: not processes_in(project.root), "the end of the driver's stages", 600)
-    assert _resumed_step(project.root / "results/tiny/seed0") == _steps_done(project.root)  # saved before it ended
+    until(lambda: not processes_in(project.root), "the end of the driver's stages", 600)
+    assert resumed_step(project.root / "results/tiny/seed0") == steps_done(project.root)  # saved before it ended
     told = project.snakemake(target)
     assert told.returncode == 1
     expected = f"this folder is locked: process {driver.pid} was killed and left its lock: type `snakemake --unlock`"
@@ -198,7 +169,7 @@ def test_a_full_disk_stops_a_training_that_goes_on_when_there_is_room(
     photos: Path, tmp_path: Path, small_disk: Callable
 ) -> None:
     out = tmp_path / "disk" / "classifier.pth"
-    done = small_disk("4m", _classifier(photos, out))  # room for one checkpoint, and not for a second one beside it
+    done = small_disk("4m", classifier(photos, out))  # room for one checkpoint, and not for a second one beside it
     first, second = done.stdout.split("second ")
     checkpoint = next(Path(line) for line in first.splitlines() if line.endswith("last.pth"))
     assert first.startswith("first 1\n") and second.startswith("0\n") and str(out) in second.split()
@@ -219,7 +190,7 @@ def test_files_over_a_limit_are_refused_as_a_full_disk_is(photos: Path, tmp_path
         given = ("--config", *map(str, LAYERS), "--in", f"manifest={manifest}", "--out", str(out))
         command, path = [sys.executable, "-m", "rrm", "pack-photos", *given], str(out)
     else:
-        command, path = _classifier(photos, folder / "classifier.pth"), "last.pth"
+        command, path = classifier(photos, folder / "classifier.pth"), "last.pth"
     done = subprocess.run(
         command, cwd=REPOSITORY, preexec_fn=limited, capture_output=True, text=True, timeout=600, check=False
     )

@@ -8,35 +8,20 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from rrm import preload
 from tests.kills.processes import Process, below, forked, workers
-from tests.kills.test_faults import LONG, _classifier, _resumed_step, _steps_done, _until
+from tests.kills.training import LONG, classifier, resumed_step, steps_done
+from tests.waiting import until
 from tests.workflow.project import REPOSITORY
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="stages are forked so on Linux only"),
     pytest.mark.timeout(600),
 ]
-_DRIVER = (
-    "import os, sys; from rrm import preload; preload.start(); print(os.environ[preload.ADDRESS], flush=True); input()"
-)
-
-
-@pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
-    """A process that lets another one wait for stages, as Snakemake does."""
-    command = [sys.executable, "-c", _DRIVER]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None and process.stdout is not None
-    monkeypatch.setenv(preload.ADDRESS, process.stdout.readline().strip())
-    yield process
-    process.kill()
-    process.communicate()
 
 
 def _waiting(driver: subprocess.Popen[str]) -> Process:
@@ -46,9 +31,9 @@ def _waiting(driver: subprocess.Popen[str]) -> Process:
 
 def _training(driver: subprocess.Popen[str], photos: Path, folder: Path) -> tuple[subprocess.Popen[str], Process]:
     """A call of a long training, and the process that runs it."""
-    command = _classifier(photos, folder / "classifier.pth", LONG)
+    command = classifier(photos, folder / "classifier.pth", LONG)
     call = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
-    _until(lambda: _steps_done(folder) > 6 or call.poll() is not None, "steps")
+    until(lambda: steps_done(folder) > 6 or call.poll() is not None, "steps")
     assert call.poll() is None
     (process,) = forked(below(driver.pid))
     return call, process
@@ -90,7 +75,7 @@ def test_a_forked_training_writes_the_same_bytes_where_it_was_called(
     for preloaded in (True, False):
         folder = tmp_path / str(preloaded)
         folder.mkdir()
-        arguments = _classifier(photos, Path("classifier.pth"))[3:]
+        arguments = classifier(photos, Path("classifier.pth"))[3:]
         done = _called(*arguments, cwd=folder, preloaded=preloaded)
         assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
         contents.append((folder / "classifier.pth").read_bytes())
@@ -108,7 +93,7 @@ def test_signals_to_the_call_reach_the_stage_once(
     assert call.returncode == status and "Traceback" not in told and told.count("the same command goes on") == 1
     assert _gone(process)
     if kind == signal.SIGTERM:
-        assert _resumed_step(tmp_path) == _steps_done(tmp_path)  # its state is saved
+        assert resumed_step(tmp_path) == steps_done(tmp_path)  # its state is saved
 
 
 def test_a_killed_call_takes_its_stage_along(driver: subprocess.Popen[str], photos: Path, tmp_path: Path) -> None:
@@ -117,7 +102,7 @@ def test_a_killed_call_takes_its_stage_along(driver: subprocess.Popen[str], phot
     assert len(helpers) == 2
     call.kill()
     call.communicate()
-    _until(lambda: all(map(_gone, (process, *helpers))), "the stage to end", seconds=20)
+    until(lambda: all(map(_gone, (process, *helpers))), "the stage to end", seconds=20)
 
 
 def test_a_killed_stage_ends_its_call_by_the_same_signal(
@@ -136,8 +121,8 @@ def test_stages_end_with_the_process_that_waits_and_go_on_without_it(
     os.kill(_waiting(driver).pid, signal.SIGKILL)
     _, told = call.communicate(timeout=60)
     assert call.returncode == 1 and "the process that ran it has ended: repeat the command" in told
-    _until(lambda: _gone(process), "the stage to end", seconds=60)
-    assert _resumed_step(tmp_path) == _steps_done(tmp_path)  # its state is saved
+    until(lambda: _gone(process), "the stage to end", seconds=60)
+    assert resumed_step(tmp_path) == steps_done(tmp_path)  # its state is saved
     done = _called("predict", "--help", cwd=tmp_path, preloaded=True)
     assert done.returncode == 0 and "usage: rrm predict" in done.stdout
 
@@ -154,7 +139,7 @@ def test_the_process_that_waits_ends_with_its_driver(
     call.terminate()
     call.communicate(timeout=60)
     assert call.returncode == 143
-    _until(lambda: _gone(waiting), "the process that waits to end", seconds=20)
+    until(lambda: _gone(waiting), "the process that waits to end", seconds=20)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
@@ -180,3 +165,18 @@ def test_half_a_request_holds_nobody_up(driver: subprocess.Popen[str], tmp_path:
             connection.connect(f"\0{os.environ[preload.ADDRESS]}")
             connection.sendall(content)
     assert _called("predict", "--help", cwd=tmp_path, preloaded=True).returncode == 0
+
+
+def test_what_is_loaded_before_a_fork_leaves_gpus_alone() -> None:
+    program = [
+        "import sys, torch",
+        "from rrm import preload",
+        "from rrm.pipeline import STAGES",
+        "def asked(*_): raise SystemExit('asked for a GPU')",
+        "torch._C._cuda_init = torch._C._cuda_getDeviceCount = asked  # after either, no forked process can use one",
+        "[preload.load(stage) for stage in STAGES]",
+        "print('loaded', flush=True)",
+        "torch.cuda.init() if torch.backends.cuda.is_built() else asked()",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(program)], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("loaded\n", "asked for a GPU\n")

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from rrm.store import Store
 from rrm.tables import COLUMNS
 from rrm.training import read_weights
 from tests.pipeline.conftest import CONFIG, MODELS, ROOT, Chain
+from tests.waiting import until
 
 
 def _table(chain: Chain, out: Path, models: tuple[str, ...] = MODELS) -> int:
@@ -72,9 +72,7 @@ def test_killed_training_goes_on_to_the_same_weights(finished: Chain, tmp_path: 
         *("--in", f"photos={finished.photos}", "--in", f"start={finished.seed / 'classifier.pth'}"),
     ]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not list(out.parent.glob("weights.checkpoints/*/last.pth")) and time.monotonic() < deadline:
-        time.sleep(0.002)
+    until(lambda: list(out.parent.glob("weights.checkpoints/*/last.pth")), "a checkpoint")
     os.kill(process.pid, kind)
     process.communicate(timeout=60)
     assert process.returncode in (-signal.SIGKILL, 143) and not out.exists()

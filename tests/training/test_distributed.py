@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from rrm.stages.trained import save_trained
 from rrm.store import Store, StoreWriter
 from rrm.training import read_weights
 from tests.training.spread import call
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = [ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml"]
@@ -186,12 +186,10 @@ def _children(parent: int) -> list[int]:
 def _stop_after_a_step(command: list[str], folder: Path) -> tuple[int, str]:
     """SIGTERM to one of the processes once there is a line of history; torchrun's exit code and all messages."""
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if any(path.stat().st_size for path in folder.glob("*.checkpoints/*/history.jsonl")):
-            os.kill(_children(process.pid)[-1], signal.SIGTERM)
-            break
-        time.sleep(0.01)
+    histories = "*.checkpoints/*/history.jsonl"
+    until(lambda: process.poll() is not None or any(path.stat().st_size for path in folder.glob(histories)), "a step")
+    if process.poll() is None:
+        os.kill(_children(process.pid)[-1], signal.SIGTERM)
     _, messages = process.communicate(timeout=120)
     return process.returncode, messages
 

@@ -23,6 +23,7 @@ from rrm.errors import RRMError
 from rrm.lease import lease
 from rrm.training import take_device
 from tests.training.test_distributed import ROOT
+from tests.waiting import until
 
 LEASED = ROOT / "tests" / "training" / "leased.py"
 JOB = """
@@ -73,14 +74,6 @@ class Machine:
     def kill(self, number: int) -> None:
         self.jobs[number].kill()
         self.jobs[number].wait()
-
-
-def until(ready: object, seconds: float = 120) -> None:
-    """Wait for something that other processes do."""
-    end = time.monotonic() + seconds
-    while not ready():  # type: ignore[operator]
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -137,7 +130,7 @@ def test_a_child_that_outlives_its_parent_does_not_hold_its_card(machine: Machin
     (child,) = map(int, children.read_text().split())
     machine.kill(parent)
     second = machine.job()
-    until(lambda: machine.has(second) is not None, 15)
+    until(lambda: machine.has(second) is not None, seconds=15)
     os.kill(child, signal.SIGKILL)  # it was there all the time
 
 
@@ -171,7 +164,7 @@ def test_a_training_in_several_processes_has_all_its_cards_at_once(machine: Mach
     with machine.folder.joinpath("torchrun.log").open("wb") as log:
         machine.jobs.append(subprocess.Popen(command, stderr=log, env=environment))
     files = [machine.folder / f"process{number}.json" for number in range(2)]
-    until(lambda: all(path.exists() for path in files), 200)
+    until(lambda: all(path.exists() for path in files), seconds=200)
     had = [json.loads(path.read_text()) for path in files]
     assert sorted(place for place, _ in had) == [1, 2]
     waiting = machine.job(2)
