@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -228,7 +229,29 @@ class Network(Section):
     options: dict[str, Any] = Field({}, description="keyword arguments of the network class")
     weights: str | None = Field(None, description="file with start weights; null: random or warm start")
     weights_format: Literal["torchvision", "reference", "rrm"] = Field("torchvision", description="layout of that file")
-    start: str = Field("random", description="what the table's column 'start_weights' says")
+    start: str = Field(
+        "random", description="what the table's column 'start_weights' says; random: there are no weights"
+    )
+
+    def check_start(self, key: str) -> None:
+        """Refuse a name in the tables for weights that are not loaded, and weights without one.
+
+        Args:
+            key: of this section, where neither warm start nor classifier is loaded over its weights.
+
+        Raises:
+            ValueError: `weights` and `start` contradict each other.
+        """
+        if not self.weights and self.start != "random":
+            raise ValueError(
+                f"{key}.weights: expected the file of the start weights that tables will call {self.start!r}, got null:"
+                " give its path, or set start to random"
+            )
+        if self.weights and self.start == "random":
+            raise ValueError(
+                f"{key}.start: expected what {self.weights} was trained on, for the tables, got random: name it,"
+                " such as ImageNet"
+            )
 
 
 class LinearFit(Section):
@@ -269,6 +292,11 @@ class OneStep(Section):
     mining: Mining = Field(description="reliable regions")
     losses: Losses = Field(description="loss terms")
     energy: Energy = Field(description="dense energy loss")
+
+    @model_validator(mode="after")
+    def _starts_as_it_says(self) -> OneStep:
+        self.network.check_start("network")
+        return self
 
 
 class Ablation(Section):
@@ -360,6 +388,12 @@ class StepTwo(Section):
     train: Training = Field(description="loop")
     views: Inference | None = Field(None, description="views of its predictions; null: those of evaluation")
     label: str = Field(description="row name in the tables")
+
+    @model_validator(mode="after")
+    def _starts_as_it_says(self) -> StepTwo:
+        if not self.warm_start:
+            self.network.check_start("network")
+        return self
 
 
 class Method(Section):
@@ -556,6 +590,13 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _methods_start_as_they_say(self) -> Config:
+        for name, method in self.methods.items():
+            if method.network and not self.classifier.enabled:
+                method.network.check_start(f"methods.{name}.network")
+        return self
+
+    @model_validator(mode="after")
     def _seeds_have_a_classifier(self) -> Config:
         seeded = [name for name, method in self.methods.items() if isinstance(method, SEC | DSRG)]
         if seeded and not self.classifier.enabled:
@@ -701,10 +742,23 @@ def _faults(error: ValidationError) -> list[str]:
             lines.append(f"{key}: expected a known key, got an unknown one: correct or remove it")
         elif fault["type"] == "missing":
             lines.append(f"{key}: expected a value, got none: add the key")
+        elif fault["type"] == "value_error":
+            lines.append(_own_fault(".".join(_path(fault["loc"])), str(fault["ctx"]["error"])))
         else:
             got = f", got {_shown(fault['input'])}" if fault["loc"] else ""  # no whole configuration
             lines.append(f"{key}: {fault['msg']}{got}")
     return lines
+
+
+def _own_fault(section: str, message: str) -> str:
+    """A fault that a validator of a section found: it may name a key of the section, and says what it got.
+
+    Example:
+        >>> _own_fault("dataset", "root: expected a folder, got null"), _own_fault("seeds", "expected one, got none")
+        ('dataset.root: expected a folder, got null', 'seeds: expected one, got none')
+    """
+    names_key = re.match(r"[\w.]+: ", message)
+    return f"{section}{'.' if names_key else ': '}{message}" if section else message
 
 
 def _shown(value: Any) -> str:

@@ -76,7 +76,8 @@ def test_doctor_finds_what_a_configuration_lacks(tmp_path: Path) -> None:
     assert "one_step.network.weights: expected a file, got no/such.pth" in told
     assert f"dataset.root: {tmp_path}/ImageSets/Segmentation/" in told
     config[1].write_text("colour: red\n")
-    assert [f.found.split(":")[0] for f in check_configuration(config)] == ["dataset", "colour"]
+    named = ["dataset.root", "one_step.network.weights", "colour"]
+    assert [f.found.split(":")[0] for f in check_configuration(config)] == named
     assert [f.status for f in check_configuration([ROOT / "config.yaml"])] == ["ok"]
 
 

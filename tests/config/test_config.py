@@ -21,9 +21,11 @@ from rrm.pipeline import (
     models,
     stage_options,
 )
+from tests.workflow.project import shown_in_head
 
 ROOT = Path(__file__).resolve().parents[2]
-VOC = {"dataset": {"root": "/data/VOC2012"}}
+METHOD = {"kind": "em_adapt", "network": {"backbone": "mobilenet_v2", "start": "ImageNet"}}
+VOC = {"dataset": {"root": "/data/VOC2012"}, "one_step": {"network": {"weights": "/data/mobilenet_v2.pth"}}}
 
 
 @pytest.fixture
@@ -44,9 +46,47 @@ def raw() -> dict[str, Any]:
 )
 def test_shipped_configurations_are_valid(paths: list[str], tmp_path: Path) -> None:
     over = tmp_path / "paths.yaml"
-    over.write_text(yaml.safe_dump(VOC if "config.yaml" not in paths else {"seeds": [1]}))
+    own: dict[str, Any] = {}
+    for path in paths:
+        for asked in shown_in_head(Path(path).name)[:1] if path.startswith("configs/voc") else []:
+            own = merge(own, asked)
+    over.write_text(yaml.safe_dump(own))
     config = load(*(ROOT / path for path in paths), over)
     assert models(config)[:3] == ["cam/predicted", "cam/given", "one_step"]
+
+
+def test_start_weights_that_tables_name_are_given() -> None:
+    shipped = [ROOT / "configs" / name for name in ("voc2012.yaml", "voc2012_coco.yaml")]
+    with pytest.raises(RRMErrors) as error:
+        load(*shipped)
+    networks = ["one_step", *(f"step_two.{name}" for name in ("vgg16", "resnet101", "cam_resnet101", "resnet101_coco"))]
+    missing = [f"{name}.network.weights" for name in (*networks, "bounds.vgg16", "bounds.resnet101")]
+    assert [fault.split(":")[0] for fault in error.value.faults] == ["dataset.root", *missing]
+    assert "tables will call 'COCO', got null: give its path" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"one_step": {"network": {"weights": None, "start": "random"}}}, None),
+        (
+            {"one_step": {"network": {"start": "random"}}},
+            "one_step.network.start: expected what /data/mobilenet_v2.pth",
+        ),
+        ({"bounds": {"mobilenet_v2": {"warm_start": False}}}, "bounds.mobilenet_v2.network.weights: expected the file"),
+        ({"methods": {"own": METHOD}}, None),
+        ({"methods": {"own": METHOD}, "classifier": {"enabled": False}}, "methods.own.network.weights: expected the"),
+    ],
+)
+def test_a_name_of_start_weights_goes_with_weights(
+    raw: dict[str, Any], change: dict[str, Any], fault: str | None
+) -> None:
+    """One-step training and methods take over the classifier, networks with `warm_start` another one's weights."""
+    if fault is None:
+        resolve(merge(raw, change))
+        return
+    with pytest.raises(RRMErrors, match=fault):
+        resolve(merge(raw, change))
 
 
 def test_a_later_file_takes_an_entry_out(raw: dict[str, Any]) -> None:
@@ -237,7 +277,7 @@ def test_a_random_walk_has_the_defaults_of_its_publication(raw: dict[str, Any]) 
     [
         (
             {"network": "one_step", "source": "average"},
-            "pseudo_masks.walk: .*expected cam for a random walk, got avera",
+            "pseudo_masks.walk.source: expected cam for a random walk, got average",
         ),
         ({"random_walk": {"radius": 1}}, "pseudo_masks.walk.random_walk.radius: Input should be greater than or equal"),
         ({"random_walk": {"beta": 0}}, "pseudo_masks.walk.random_walk.beta: Input should be greater than 0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 import shutil
 import subprocess
@@ -38,6 +39,14 @@ class Project:
     def configure(self, config: Mapping[str, Any], comment: str = "") -> None:
         """Write the config file."""
         self.root.joinpath("config.yaml").write_text(comment + yaml.safe_dump(dict(config)))
+
+
+def shown_in_head(config: str) -> list[dict[str, Any]]:
+    """The pieces of YAML that the head of a file in `configs/` shows its readers."""
+    text = REPOSITORY.joinpath("configs", config).read_text()
+    head = "\n".join(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines()))
+    pieces = re.findall(r"^#   [a-z_]+:.*(?:\n#   .*)*", head, flags=re.MULTILINE)
+    return [yaml.safe_load(piece.replace("\n# ", "\n").removeprefix("# ")) for piece in pieces]
 
 
 def small_config() -> dict[str, Any]:

@@ -119,7 +119,7 @@ CHANGES = [
     ({"classifier.train.steps": 77}, run_of(0) | TABLE | FIGURES),
     ({"classifier.enabled": False}, (run_of(0) - {"demo/seed0/classifier.pth"}) | TABLE | FIGURES),
     (
-        {"step_two.plain.label": "other", "methods.em_adapt.label": "other", "one_step.network.start": "other"},
+        {"step_two.plain.label": "other", "methods.em_adapt.label": "other", "step_two.warm.network.start": "other"},
         TABLE | PREDICTIONS,
     ),
     ({"seeds": [0, 3]}, run_of(3) | TABLE),

@@ -51,7 +51,7 @@ def test_stages_run_and_a_failing_one_fails_the_call(clone: Project) -> None:
     with h5py.File(clone.root / photos) as store:
         assert json.loads(store.attrs["config"])["dataset"]["demo"]["train"] == 6
     clone.root.joinpath("results/demo/classifier_weights").write_text("not weights")
-    config["one_step"]["network"]["weights"] = "results/demo/classifier_weights"
+    config["one_step"]["network"] |= {"weights": "results/demo/classifier_weights", "start": "nothing"}
     clone.configure(config)
     failed = clone.snakemake("results/demo/seed0/classifier.pth")
     log = clone.root.joinpath("results/demo/logs/seed0/classifier.log").read_text()
