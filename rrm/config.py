@@ -607,6 +607,17 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _masks_have_a_network(self) -> Config:
+        used = dict.fromkeys(section.pseudo_masks for section in self.step_two.values())
+        wrong = [name for name in used if self.pseudo_masks[name].network == "classifier"]
+        if wrong and not self.classifier.enabled:
+            raise ValueError(
+                f"pseudo_masks.{wrong[0]}.network: expected one_step where classifier.enabled is false, got "
+                "classifier: set it, or leave out the networks of step_two that are trained on these masks"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _processes_share_batches(self) -> Config:
         processes = self.runtime.processes
         wrong = [

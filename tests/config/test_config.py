@@ -199,6 +199,15 @@ def test_seeds_need_a_classifier(raw: dict[str, Any]) -> None:
         resolve(merge(changed, {"methods": OTHERS}))
 
 
+def test_masks_of_the_classifier_need_one(raw: dict[str, Any]) -> None:
+    changed = merge(raw, {"classifier": {"enabled": False}, "pseudo_masks": {"walk": {"random_walk": {}}}})
+    assert masks_section(resolve(changed), "walk").network == "classifier"  # of which no network is trained
+    changed["step_two"]["mobilenet_v2"]["pseudo_masks"] = "walk"
+    with pytest.raises(RRMErrors, match=r"pseudo_masks.walk.network: expected one_step where classifier.enabled is f"):
+        resolve(changed)
+    resolve(merge(changed, {"pseudo_masks": {"walk": {"network": "one_step"}}}))
+
+
 def _readers(raw: dict[str, Any], *keys: str, value: Any) -> set[str]:
     """Stages whose options change when the key does."""
     changed = copy.deepcopy(raw)

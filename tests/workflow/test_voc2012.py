@@ -42,6 +42,13 @@ def test_all_of_the_paper_is_planned_from_the_archives(clone: Project, sources: 
     assert "voc2012/seed0/classifier.pth" in planned
 
 
+def test_who_has_a_classifier_trains_none(clone: Project, sources: Path) -> None:  # noqa: F811
+    clone.configure(merge(_config(sources), shown_in_head("voc2012.yaml")[1]))
+    planned = clone.planned()
+    assert {f"voc2012/seed0/{path}" for path in ("one_step/weights.pth", "pseudo_masks/cam.h5")} <= planned
+    assert "voc2012/seed0/classifier.pth" not in planned
+
+
 def test_small_networks_go_all_the_way(clone: Project, sources: Path) -> None:  # noqa: F811
     """From the archives to scores on val and an archive for the server, by the recipes' own losses and mining."""
     clone.configure(merge(_config(sources), SMALL))
