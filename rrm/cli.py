@@ -323,7 +323,7 @@ def _print_scores(arguments: argparse.Namespace) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     from rrm.cost import planned_jobs
-    from rrm.plan import plan_json, plan_table, plan_text
+    from rrm.plan import plan_json, plan_notes, plan_table, plan_text
     from rrm.rates import Rates, measure_rates
     from rrm.store import atomic_path
     from rrm.tables import write_table
@@ -342,7 +342,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     table = plan_table(config, rates)
     if arguments.out:
         write_table(arguments.out, table)
-    print((plan_json if arguments.json else plan_text)(table, rates, arguments.parallel))
+    print((plan_json if arguments.json else plan_text)(table, rates, arguments.parallel, plan_notes(config)))
 
 
 def _merge(arguments: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from rrm.config import Config
-from rrm.cost import Job, planned_jobs, tflop_per_unit
+from rrm.cost import Job, photo_counts, photo_size, planned_jobs, tflop_per_unit
 from rrm.rates import Rate, Rates, rate_key
 
 COLUMNS = [
@@ -30,8 +31,8 @@ def plan_table(config: Config, rates: Rates | None = None) -> pd.DataFrame:
     Returns:
         A row a kind of job, with the columns `COLUMNS`: `stage` (or `merge <stage>`), `of` (models or sets of masks),
         `jobs` (over all seeds), `units` (steps or photos of all of them), `hours` (of all of them, one after the
-        other), `memory_gib` and `gpu_memory_gib` (peak of one), `disk_gib` (of all); `rate` is "measured", "by FLOPs"
-        (the stage's measured rate, scaled) or "".
+        other), `memory_gib` (peak of one, with its workers), `gpu_memory_gib` (peak of one), `disk_gib` (of all);
+        `rate` is "measured", "by FLOPs" (the stage's measured rate, scaled) or "".
     """
     kinds: dict[str, list[Job]] = {}
     for job in planned_jobs(config):
@@ -84,13 +85,28 @@ def _scaled(rate: Rate, factor: float) -> Rate:
     return replace(rate, unit_seconds=rate.unit_seconds * factor, tflop_per_unit=rate.tflop_per_unit * factor)
 
 
-def plan_text(table: pd.DataFrame, rates: Rates | None, parallel: int = 1) -> str:
+def plan_notes(config: Config) -> list[str]:
+    """What times, memory and disk of a table leave out, a line each."""
+    pixels = sum(photo_counts(config).values()) * math.prod(photo_size(config))
+    notes = [
+        f"disk, not in these sums: {3 * pixels / _GIB:.3g} GiB of packed photos, packed masks, and a data set made here"
+    ]
+    if config.runtime.processes > 1:
+        notes.append(
+            f"trainings as of one process, not as of the {config.runtime.processes} of runtime.processes: those have a "
+            "part of each step, workers and a GPU each"
+        )
+    return notes
+
+
+def plan_text(table: pd.DataFrame, rates: Rates | None, parallel: int = 1, notes: Sequence[str] = ()) -> str:
     """The table for a terminal, with totals.
 
     Args:
         table: from `plan_table`.
         rates: whose machine is named.
         parallel: jobs that run at a time, for the total time.
+        notes: of `plan_notes`, shown where there are rates.
 
     Returns:
         Lines; kinds of jobs without a rate are said to be missing from the total.
@@ -111,7 +127,7 @@ def plan_text(table: pd.DataFrame, rates: Rates | None, parallel: int = 1) -> st
             f"{total['kinds_without_rate']} kind(s) of jobs without a rate are missing from these sums: measure them "
             "with --measure"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *notes])
 
 
 def plan_totals(table: pd.DataFrame, rates: Rates | None, parallel: int = 1) -> dict[str, Any]:
@@ -130,14 +146,15 @@ def plan_totals(table: pd.DataFrame, rates: Rates | None, parallel: int = 1) -> 
     return total | {"hours": hours, "disk_gib": disk, "kinds_without_rate": int(table["hours"].isna().sum())}
 
 
-def plan_json(table: pd.DataFrame, rates: Rates | None, parallel: int = 1) -> str:
-    """The table for a script: `kinds` (rows of the table, null for what is not known), `total` and `machine`.
+def plan_json(table: pd.DataFrame, rates: Rates | None, parallel: int = 1, notes: Sequence[str] = ()) -> str:
+    """The table for a script: `kinds` (rows of the table, null for what is not known), `total`, `machine` and `notes`.
 
     Args:
         table: from `plan_table`.
         rates: whose machine is named; None: `machine` is null.
         parallel: jobs that run at a time, for the total time.
+        notes: of `plan_notes`; none without rates.
     """
-    total = plan_totals(table, rates, parallel)
-    machine = dict(rates.machine) if rates else None
-    return json.dumps({"kinds": json.loads(table.to_json(orient="records")), "total": total, "machine": machine})
+    kinds, total = json.loads(table.to_json(orient="records")), plan_totals(table, rates, parallel)
+    machine, left_out = (dict(rates.machine), list(notes)) if rates else (None, [])
+    return json.dumps({"kinds": kinds, "total": total, "machine": machine, "notes": left_out})

@@ -4,7 +4,8 @@ Nothing here is estimated. Each stage runs as a process of its own, as the workf
 and then with more, until the longer run lasts five seconds longer: the difference is what a step or a photo takes, the
 rest is the start of a job. Photos are the demo's, drawn at the configuration's size; weights are random, and the
 learning rate is so low that they stay as they are. Compressed stores of real photos are larger than those of the demo.
-Merges are measured on records that the stage has written, given out again and again under new names.
+Merges are measured on records that the stage has written, given out again and again under new names. Memory is looked
+at once a second, of a job with all its workers.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,10 +35,11 @@ from rrm.limits import TEXT_BYTES, read_file
 from rrm.pipeline import Layout, network_section, stage_options
 from rrm.shards import KINDS, own_share, shard_path
 from rrm.store import Store, StoreWriter
-from rrm.usage import Usage, processor
+from rrm.usage import Usage, processor, tree_memory
 
 _NO_COST = {"steps", "checkpoint_every", "seed", "ratio", "split", "weights", "weights_format"}
 _LEARNING_RATE = 1e-12  # leaves weights as they are, so that random ones behind frozen batch norms overflow nowhere
+_LOOK = 1.0  # seconds between two looks at the memory of a job
 _LASTING = 5.0  # seconds by which the longer run has to last longer
 _FIRST = {"step": 2, "photo": 5}
 _MOST = {"step": 2000, "photo": 500}
@@ -51,7 +54,8 @@ class Rate:
         stage: a key of `rrm.pipeline.STAGES`, or `merge <stage>`.
         start_seconds: of a job, without its steps or photos.
         unit_seconds: of a step or a photo.
-        memory: peak resident bytes of the job's process.
+        memory: peak bytes of the job's process and its workers together, what they share counted once
+            (`rrm.usage.tree_memory`; where that knows nothing, peak resident bytes of the process alone).
         gpu_memory: peak bytes of torch on the GPU; 0 on the CPU.
         start_bytes: written by a job, without what grows with its photos.
         unit_bytes: written for a photo; none by a merge, whose store takes the place of its shards.
@@ -120,7 +124,12 @@ def _pruned(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     named = {key for key in ("pseudo_masks",) if isinstance(value.get(key), str)}
-    return {key: _pruned(each) for key, each in value.items() if key not in _NO_COST | named}
+    costs = set() if _is_loop(value) else {"steps"}  # those of a random walk
+    return {key: _pruned(each) for key, each in value.items() if key not in (_NO_COST | named) - costs}
+
+
+def _is_loop(section: Mapping[str, Any]) -> bool:
+    return "batch_size" in section
 
 
 def measure_rates(
@@ -208,28 +217,28 @@ class _Bench:
         return [path for each in output.parent.glob(f"{output.stem}.*") for path in _files(each)]
 
     def _call(self, job: Job, inputs: Mapping[str, Path], output: Path, units: int) -> tuple[float, int, int]:
-        """Run one job as a process; give its seconds, its peak memory and that on the GPU."""
-        options = _shortened(stage_options(self.config, job.stage, **dict[str, Any](job.wildcards)), units)
-        if "split" in options:
-            options["split"] = "val"
+        """Run one job as a process; give its seconds, its peak memory with its workers, and that on the GPU."""
+        options = self._options(job, units)
         output.parent.mkdir(parents=True, exist_ok=True)
         command = [job.stage, "--out", str(output), f"--options={json.dumps(options)}"]
         command += [f"--in={name}={path}" for name, path in inputs.items()]
         return self._timed(job, [*command, f"--runtime={json.dumps(self.runtime)}", f"--threads={self.threads}"])
 
+    def _options(self, job: Job, units: int) -> dict[str, Any]:
+        options = _shortened(stage_options(self.config, job.stage, **dict[str, Any](job.wildcards)), units)
+        return {**options, **({"split": "val"} if "split" in options else {})}
+
     def _timed(self, job: Job, arguments: Sequence[str]) -> tuple[float, int, int]:
         took = self.folder / "usage.json"
         command = [sys.executable, "-m", "rrm", *arguments, f"--usage={took}"]
-        how: Any = {"capture_output": True, "text": True, "errors": "replace"}
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
         begin = time.perf_counter()
-        done = subprocess.run(command, check=False, env=environment, **how)  # noqa: S603 (our own)
+        code, told, held = _watched(command, os.environ | {"OMP_NUM_THREADS": str(self.threads)})
         seconds = time.perf_counter() - begin
-        if done.returncode:
-            last = "\n".join(done.stderr.splitlines()[-5:])
+        if code:
+            last = "\n".join(told.splitlines()[-5:])
             raise RRMError(f"rrm {job.task} {job.name}, to be measured, failed:\n{last}")
         usage = Usage.read(took)
-        return seconds, usage.peak_memory, usage.peak_gpu_memory
+        return seconds, max(held, usage.peak_memory), usage.peak_gpu_memory
 
     def _merge_command(self, job: Job, output: Path, photos: int) -> list[str]:
         """The command that merges two shards of so many photos, after the shards have been written."""
@@ -340,11 +349,27 @@ class _Bench:
         return data
 
 
+def _watched(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str, int]:
+    """Run a command; give its exit code, what it wrote to standard error, and the most memory seen of it."""
+    how: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
+    held = 0
+    with subprocess.Popen(command, env=environment, **how) as process:  # noqa: S603 (our own)
+        try:
+            while True:
+                with suppress(subprocess.TimeoutExpired):
+                    told = process.communicate(timeout=_LOOK)[1]
+                    return process.returncode, told, held
+                held = max(held, tree_memory(process.pid))
+        finally:
+            process.kill()  # where this was interrupted
+
+
 def _shortened(options: Any, steps: int) -> Any:
     """The options of a stage with another number of steps, random weights, and a learning rate that changes nothing."""
     if not isinstance(options, Mapping):
         return options
-    changed = {"steps": steps, "checkpoint_every": steps, "lr": _LEARNING_RATE, "weights": None}
+    changed = {"lr": _LEARNING_RATE, "weights": None}
+    changed |= {"steps": steps, "checkpoint_every": steps} if _is_loop(options) else {}
     return {key: changed[key] if key in changed else _shortened(value, steps) for key, value in options.items()}
 
 

@@ -1,6 +1,7 @@
 """What a job took: seconds, processor seconds and peak memory, in a small JSON file that it writes once it succeeded.
 
-Of a job of several processes, the first counts with the workers that it started.
+Of a job of several processes, the first counts with the workers that it started; its memory without them, which
+`tree_memory` adds where somebody watches from outside.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import resource
 import sys
 import time
 from dataclasses import asdict, dataclass
+from glob import glob
 from pathlib import Path
 
 from rrm.errors import RRMError
@@ -77,6 +79,33 @@ class Usage:
             return cls(**json.loads(path.read_text()))
         except (ValueError, TypeError, OSError) as error:
             raise RRMError(f"{path}: expected what a job took, as JSON, got {error}: delete the file") from None
+
+
+def tree_memory(pid: int) -> int:
+    """Bytes that a process and all that it started hold now; pages that several of them share count once.
+
+    Args:
+        pid: of the process.
+
+    Returns:
+        Sum of the proportional set sizes; 0 where it has ended, and where there is no `/proc` to ask.
+
+    Example:
+        >>> import os
+        >>> tree_memory(os.getpid()) >= 0
+        True
+    """
+    held, waiting = 0, [pid]
+    while waiting:
+        folder = f"/proc/{waiting.pop()}"
+        try:
+            shares = re.search(r"^Pss:\s+(\d+) kB$", Path(folder, "smaps_rollup").read_text(), flags=re.MULTILINE)
+            held += int(shares[1]) << 10 if shares else 0
+            for task in glob(f"{folder}/task/*/children"):  # noqa: PTH207 (`Path.glob` raises where one ends meanwhile)
+                waiting += map(int, Path(task).read_text().split())
+        except OSError:
+            continue  # it ended meanwhile
+    return held
 
 
 def processor() -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from rrm.cli import main
 from rrm.config import Config, load
 from rrm.cost import Job, num_classes, photo_counts, planned_jobs, tflop_per_unit
 from rrm.errors import RRMError
-from rrm.plan import plan_table, plan_text
+from rrm.plan import plan_notes, plan_table, plan_text
 from rrm.rates import Rate, Rates, measure_rates, rate_key
 from tests.workflow.project import REPOSITORY, Project, small_config
 
@@ -133,6 +135,16 @@ def test_rates_hold_for_more_steps_and_are_scaled_for_other_networks(
     assert factor > 2
 
 
+def test_steps_of_a_walk_cost_and_those_of_its_training_are_another_job(tmp_path: Path) -> None:
+    def key(walk: str) -> str:
+        text = f"pseudo_masks: {{affinitynet: {{random_walk: {walk}}}}}"
+        methods = REPOSITORY / "configs" / "demo_methods.yaml"
+        config = overlaid(tmp_path, text, DEMO, methods)
+        return rate_key(config, Job("pseudo-masks", {"masks": "affinitynet"}, 1, 1, "photo"))
+
+    assert key("{steps: 17}") != key("{steps: 16}") == key("{train: {steps: 7}}")
+
+
 def test_a_rates_file_is_read_as_written(measured: tuple[Config, Rates], tmp_path: Path) -> None:
     path = tmp_path / "rates.json"
     path.write_text(measured[1].to_json())
@@ -155,7 +167,7 @@ def test_the_command_without_rates(capsys: pytest.CaptureFixture[str], tmp_path:
     assert out.read_text().startswith("stage,of,jobs,units,unit,tflop_per_unit")
     assert main(["plan", "--config", str(DEMO), str(TINY), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["machine"] is None and "hours" not in told["total"]
+    assert told["machine"] is None and told["notes"] == [] and "hours" not in told["total"]
     assert told["total"]["jobs"] == sum(kind["jobs"] for kind in told["kinds"]) > 0
     assert {kind["hours"] for kind in told["kinds"]} == {None}
 
@@ -171,3 +183,24 @@ def test_sums_name_what_they_lack() -> None:
     assert row["disk_gib"] == pytest.approx(row["units"] / 1024)
     assert "without a rate are missing" in plan_text(table, rates)
     json.loads(rates.to_json())
+
+
+def test_notes_say_what_is_left_out(tmp_path: Path) -> None:
+    config = overlaid(tmp_path, "runtime: {processes: 2}", DEMO)
+    packed, trainings = plan_notes(config)
+    demo = config.dataset.demo
+    pixels = (demo.train + demo.val + demo.test) * demo.size**2
+    assert f"{3 * pixels / 2**30:.3g} GiB of packed photos" in packed
+    assert "the 2 of runtime.processes" in trainings
+    assert plan_notes(load(DEMO)) == [packed]
+    assert plan_text(plan_table(config, Rates({})), Rates({}), 1, [packed]).endswith(f"\n{packed}")
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").is_file(), reason="needs Linux's /proc")
+def test_memory_of_a_job_is_that_of_its_workers_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rrm.rates, "_LOOK", 0.1)
+    worker = "import sys, time; held = b'x' * (64 << 20); time.sleep(1); sys.exit('ended')"
+    code = f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {worker!r}]).returncode)"
+    status, told, held = rrm.rates._watched([sys.executable, "-c", code], os.environ)
+    assert (status, told) == (1, "ended\n")
+    assert 64 << 20 < held < 128 << 20
