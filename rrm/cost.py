@@ -1,7 +1,8 @@
 """What a configuration computes: its jobs, their steps and photos, and the FLOPs of each (`rrm plan`).
 
-FLOPs are counted, two a multiply-add, on networks without memory (device "meta"). Those of CRFs, of the energy and of
-the optimiser are not among them.
+FLOPs are counted, two a multiply-add, on networks without memory (device "meta"): convolutions and matrix products of
+all passes that training, mining and prediction make. Those of CRFs, of random walks, of the energy and of optimisers
+(L-BFGS of the linear classifier among them) are left out, and so are figures and the gallery.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from rrm.config import Config
+from rrm.config import Config, Inference, OneStep, PseudoMasks, Training
 from rrm.errors import RRMError
 from rrm.pipeline import (
     judged_splits,
@@ -188,10 +190,16 @@ def tflop_per_unit(config: Config, job: Job) -> float:
     if job.stage == "evaluate" or job.merges:
         return 0.0
     kind, section = network_of(config, job)
-    network = _meta_network(kind, section, num_classes(config))
-    if job.unit == "step":
-        return _step_flop(config, job, network) / 1e12
-    return sum(_forward_flop(network, *view) for view in _photo_views(config, job)) / 1e12
+    own = {kind: section}
+
+    @cache
+    def network(kind: str) -> Any:
+        return _meta_network(kind, own.get(kind, config.one_step.network), num_classes(config))
+
+    step = job.unit == "step"
+    passes = Counter(_step_passes(config, job, network(kind)) if step else _photo_passes(config, job))
+    flop = sum(count * _flop(network(each.kind), each) for each, count in passes.items())
+    return (_loop(config, job).batch_size if step else 1) * flop / 1e12
 
 
 def network_of(config: Config, job: Job) -> tuple[str, Any]:
@@ -213,67 +221,112 @@ def _meta_network(kind: str, section: Any, classes: int) -> Any:
 
     options = affinity_options(section.backbone, section.options) if kind == "affinity" else section.options
     with torch.device("meta"):
-        return build_network(kind, num_classes=classes, backbone=section.backbone, **options).eval()
+        return build_network(kind, num_classes=classes, backbone=section.backbone, **options)
 
 
-def _step_flop(config: Config, job: Job, network: Any) -> float:
-    loop, loss_scales, cam_scales = _step_parts(config, job)
-    sizes = [max(1, int(loop.crop * scale)) for scale in loss_scales]
-    method = "forward_classification" if job.stage == "classifier" else "forward"
-    trained = sum(_forward_flop(network, method, (side, side), backward=True) for side in sizes)
-    cam = [max(1, int(loop.crop * scale)) for scale in cam_scales]
-    return float(loop.batch_size * (trained + sum(_forward_flop(network, "forward_cam", (side, side)) for side in cam)))
+@dataclass(frozen=True)
+class _Pass:
+    """One image through a method of a network, given by its kind; `backward`: with the gradients of its weights."""
+
+    kind: str
+    method: str
+    size: tuple[int, int]
+    backward: bool = False
 
 
-def _step_parts(config: Config, job: Job) -> tuple[Any, Sequence[float], Sequence[float]]:
-    """Loop, scales of the loss and scales of the CAM of a training job."""
+def _passes(
+    kind: str, method: str, size: tuple[int, int], scales: Sequence[float] = (1.0,), *, backward: bool = False
+) -> list[_Pass]:
+    """A pass at each scale, the sides rounded down as for activation maps and losses."""
+    sizes = [(max(1, int(size[0] * scale)), max(1, int(size[1] * scale))) for scale in scales]
+    return [_Pass(kind, method, each, backward) for each in sizes]
+
+
+def _loop(config: Config, job: Job) -> Training:
+    """The loop of a training job."""
     if job.stage == "one-step":
-        section = one_step_section(config, job.name)
-        return section.train, [1.0], section.cam.scales
+        return one_step_section(config, job.name).train
     if job.stage in ("step-two", "bound"):
-        network = network_section(config, job.name)
-        return network.train, network.loss_scales, []
-    if job.stage == "affinity":
-        walk = masks_section(config, job.name).random_walk
-        return walk.train if walk else None, [1.0], []
+        return network_section(config, job.name).train
     if job.stage == "method":
-        return method_section(config, job.name).train, [1.0], []
-    return config.classifier.train, [1.0], []
+        return method_section(config, job.name).train
+    walk = masks_section(config, job.name).random_walk if job.stage == "affinity" else None
+    train = walk.train if walk else config.classifier.train
+    assert train is not None
+    return train
 
 
-def _photo_views(config: Config, job: Job) -> list[tuple[str, tuple[int, int]]]:
-    """Method of the network and size of each view of a photo."""
-    height, width = photo_size(config)
+def _step_passes(config: Config, job: Job, network: Any) -> list[_Pass]:
+    """What an image of a batch goes through in a step; `network` is the one that is trained."""
+    loop = _loop(config, job)
+    crop, parted = (loop.crop, loop.crop), min(loop.accumulate, loop.batch_size) > 1
+    if job.stage == "classifier":
+        return _passes("rrm", "forward_classification", crop, backward=True)
+    if job.stage == "one-step":
+        return _one_step_passes(one_step_section(config, job.name), network, crop, parted)
+    if job.stage == "affinity":
+        labels = _passes("rrm", "forward_cam", crop, masks_section(config, job.name).cam_scales)
+        return labels + _counted_passes("affinity", "forward", crop, parted)
+    if job.stage == "method":
+        seeds = getattr(method_section(config, job.name), "seeds", None)
+        labels = _passes("rrm", "forward_cam", crop, seeds.scales) * (1 + parted) if seeds else []
+        return labels + _counted_passes("rrm", "forward_segmentation", crop, parted)
+    scales = network_section(config, job.name).loss_scales
+    return _passes("segmentation", "forward_segmentation", crop, scales, backward=True)
 
-    def views(how: str, scales: Sequence[float], flip: bool = False) -> list[tuple[str, tuple[int, int]]]:
-        sizes = [(max(1, int(height * s)), max(1, int(width * s))) for s in scales]
-        return [(how, size) for size in sizes for _ in range(1 + flip)]
 
+def _counted_passes(kind: str, method: str, crop: tuple[int, int], parted: bool) -> list[_Pass]:
+    """A training pass; of a batch in parts after one without gradients, for the counts of its loss (`Task.counts`)."""
+    return _passes(kind, method, crop) * parted + _passes(kind, method, crop, backward=True)
+
+
+def _one_step_passes(section: OneStep, network: Any, crop: tuple[int, int], parted: bool) -> list[_Pass]:
+    """A training pass, and those of the maps that labels are mined from: of a batch in parts before it, all scales."""
+    from rrm.tasks import gives_cam
+
+    known = not parted and gives_cam(network.train(), section.cam.dropout)  # the map of scale 1, by the training pass
+    scales = [scale for scale in section.cam.scales if not (known and scale == 1.0)]
+    return _passes("rrm", "forward", crop, backward=True) + _passes("rrm", "forward_cam", crop, scales)
+
+
+def _photo_passes(config: Config, job: Job) -> list[_Pass]:
+    """What a photo goes through."""
+    size = photo_size(config)
     if job.stage == "classifier" and config.classifier.linear:
-        return views("forward_cam", config.classifier.linear.scales, config.classifier.linear.flip)
+        linear = config.classifier.linear
+        return _passes("rrm", "features", size, linear.scales) * (1 + linear.flip)
     if job.stage == "pseudo-masks":
-        masks = masks_section(config, job.name)
-        seen = [] if masks.source == "segmentation" else views("forward_cam", masks.cam_scales)
-        return seen + (
-            [] if masks.source == "cam" else views("forward_segmentation", masks.views.scales, masks.views.flip)
-        )
+        return _masks_passes(masks_section(config, job.name), size)
     if job.name.startswith("cam/"):
-        return views("forward_cam", config.one_step.cam.scales)
-    group = job.name.partition("/")[0]
-    own = network_section(config, job.name).views if group in ("step_two", "bounds") else None
-    chosen = own or config.evaluation.views
-    return views("forward_segmentation", chosen.scales, chosen.flip)
+        labels = _passes("rrm", "forward_classification", size) if job.name == "cam/predicted" else []
+        return labels + _passes("rrm", "forward_cam", size, config.one_step.cam.scales)
+    own = network_section(config, job.name).views if job.name.startswith(("step_two/", "bounds/")) else None
+    return _views_passes(network_of(config, job)[0], own or config.evaluation.views, size)
 
 
-def _forward_flop(network: Any, method: str, size: tuple[int, int], *, backward: bool = False) -> float:
-    """FLOP of one image through a method of a network, with the gradients of its weights where asked for."""
+def _masks_passes(masks: PseudoMasks, size: tuple[int, int]) -> list[_Pass]:
+    cam = [] if masks.source == "segmentation" else _passes("rrm", "forward_cam", size, masks.cam_scales)
+    walk = _passes("affinity", "forward", size) if masks.random_walk else []
+    return cam + walk + ([] if masks.source == "cam" else _views_passes("rrm", masks.views, size))
+
+
+def _views_passes(kind: str, views: Inference, size: tuple[int, int]) -> list[_Pass]:
+    """A pass for each view of a photo, the sides rounded as `rrm.inference` does."""
+    sizes = [(max(1, round(size[0] * scale)), max(1, round(size[1] * scale))) for scale in views.scales]
+    return [_Pass(kind, "forward_segmentation", each) for each in sizes] * (1 + views.flip)
+
+
+def _flop(network: Any, each: _Pass) -> float:
+    """FLOP of a pass; no gradient goes through a map that labels are mined from."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    with counter, torch.set_grad_enabled(backward):
-        output = getattr(network, method, network)(torch.zeros(1, 3, *size, device="meta"))
-        if backward:
-            parts = output if isinstance(output, tuple) else (output,)
-            torch.stack([part.sum() for part in parts if part.requires_grad]).sum().backward()  # type: ignore[no-untyped-call]
+    network.eval()  # changes no count, and batch norms take a map of one cell
+    with counter, torch.set_grad_enabled(each.backward):
+        output: Any = getattr(network, each.method)(torch.zeros(1, 3, *each.size, device="meta"))
+        if each.backward:
+            parts = output._asdict() if hasattr(output, "_asdict") else {"": output}
+            sums = [part.sum() for name, part in parts.items() if name != "cam" and part.requires_grad]
+            torch.stack(sums).sum().backward()  # type: ignore[no-untyped-call]
     return float(counter.get_total_flops())

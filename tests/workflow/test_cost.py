@@ -7,18 +7,25 @@ import os
 import re
 import sys
 from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.flop_counter import FlopCounterMode
 
 import rrm.rates
 from rrm.cli import main
 from rrm.config import Config, load
 from rrm.cost import Job, num_classes, photo_counts, planned_jobs, tflop_per_unit
 from rrm.errors import RRMError
+from rrm.pipeline import STAGES
 from rrm.plan import plan_notes, plan_table, plan_text
-from rrm.rates import Rate, Rates, measure_rates, rate_key
+from rrm.rates import Rate, Rates, _Bench, measure_rates, rate_key
+from rrm.stages.call import Call
+from rrm.store import Store
 from tests.workflow.project import REPOSITORY, Project, small_config
 
 DEMO, TINY = REPOSITORY / "config.yaml", REPOSITORY / "tests" / "tiny.yaml"
@@ -71,6 +78,91 @@ def test_flop_of_resnet38_are_those_of_its_layers(tmp_path: Path) -> None:
     )
     job = next(job for job in planned_jobs(config) if job.name == "one_step" and job.stage == "one-step")
     assert tflop_per_unit(config, job) == pytest.approx(3 * (0.43 + 0.06) + 0.10 + 0.94 + 1.66, rel=0.03)
+
+
+SMALL = """
+runtime: {crf_workers: 0}
+one_step:
+  network: {options: {batch_norm: frozen}}
+  train: {accumulate: PARTS}
+  cam: {scales: [0.5, 1.0, 1.5], average: feature, dropout: true}
+  energy: {weight: 0}
+classifier: {train: {accumulate: PARTS}}
+methods:
+  em_adapt: {train: {accumulate: PARTS}}
+  sec: {train: {batch_size: 4, crop: 48, accumulate: PARTS}}
+  dsrg: null
+pseudo_masks:
+  affinitynet: {cam_scales: [0.7, 1.0], random_walk: {steps: 0, train: {batch_size: 4, crop: 48, accumulate: PARTS}}}
+  one_step: {source: average}
+step_two:
+  vgg16: null
+  resnet101: {loss_scales: [0.7, 1.0], views: {scales: [0.7, 1.0]}, train: {accumulate: PARTS}}
+  affinitynet:
+    network: {options: {width: 0.03125, layers: [1, 1, 1, 1]}}
+    train: {batch_size: 4, crop: 48, accumulate: PARTS}
+bounds: {kernel_cut: null, boxes: null}
+"""
+
+
+def _shape(photos: Store, name: str, _: Config) -> tuple[int, ...]:
+    return photos.read(name, "image").shape[:2]
+
+
+class Counting(_Bench):
+    """Runs jobs in this process, and counts the FLOP of each."""
+
+    flop = 0
+
+    def _call(self, job: Job, inputs: Mapping[str, Path], output: Path, units: int) -> tuple[float, int, int]:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        stage = STAGES[job.stage].module
+        call = Call(stage, inputs, output, self._options(job, units), self.runtime, "code")
+        with FlopCounterMode(display=False) as counter:
+            import_module(f"rrm.stages.{stage}").run(call)
+        self.flop = counter.get_total_flops()
+        return 0.0, 0, 0
+
+    def done(self, job: Job) -> float:
+        """FLOP of one step, or of five photos."""
+        output = self.folder / "out" / f"{job.task}-{job.name.replace('/', '-')}"
+        self._call(job, self._inputs(job, 5), output, 1)
+        return self.flop
+
+    def planned(self, job: Job) -> float:
+        """The same as it is planned, for photos of their own sizes."""
+        if job.unit == "step":
+            return 1e12 * tflop_per_unit(self.config, job)
+        photos, flop = Store(self._data(5).photos, "photos"), 0.0
+        for name in photos.attrs["splits"][job.wildcards.get("split", "train")]:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("rrm.cost.photo_size", partial(_shape, photos, name))
+                flop += 1e12 * tflop_per_unit(self.config, job)
+        return flop
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_flop_are_those_of_the_stages(parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels of batches in parts are mined before them, and what has no counts of its own computes its loss twice."""
+    monkeypatch.setattr("rrm.parallel.prefetched", iter)  # in this thread, whose FLOP are counted
+    methods = REPOSITORY / "configs" / "demo_methods.yaml"
+    config = overlaid(tmp_path, SMALL.replace("PARTS", str(parts)), DEMO, methods, TINY)
+    jobs = [job for job in planned_jobs(config) if job.stage != "evaluate" and job.wildcards.get("split") != "test"]
+    jobs = [job for job in jobs if parts == 1 or job.unit == "step"]
+    bench = Counting(config, tmp_path, "cpu", 1)
+    done = {f"{job.stage} {job.name}": bench.done(job) for job in jobs}
+    assert {stage.partition(" ")[0] for stage in done} >= {"classifier", "one-step", "method", "affinity", "step-two"}
+    assert {f"{job.stage} {job.name}": bench.planned(job) for job in jobs} == pytest.approx(done)
+
+
+def test_the_map_of_the_training_pass_is_mined_from(tmp_path: Path) -> None:
+    """By the authors' recipe: 3 units for forward and backward, 0.25 + 2.25 + 4 for other scales, else 1 more."""
+    recipe = "one_step: {network: {options: {batch_norm: frozen}}, cam: {scales: [0.5, 1.0, 1.5, 2.0]}}"
+    job = Job("one-step", {"model": "one_step"}, 1, 1, "step")
+    saved, whole = (
+        tflop_per_unit(overlaid(tmp_path, text, DEMO), job) for text in (recipe, recipe.replace("frozen", "train"))
+    )
+    assert saved / whole == pytest.approx(9.5 / 10.5, rel=0.02)
 
 
 def test_a_larger_batch_counts_and_the_energy_does_not(tmp_path: Path) -> None:
