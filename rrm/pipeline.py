@@ -71,7 +71,11 @@ STAGES: Mapping[str, Stage] = {
         trains=True,
     ),
     "predict": Stage(
-        "predict", ("photos", "model"), ("model", "split"), "class probabilities of a split", sharded=True
+        "predict",
+        ("photos", "model"),
+        ("model", "split"),
+        "class probabilities of a split (photos of your own: rrm segment)",
+        sharded=True,
     ),
     "evaluate": Stage(
         "evaluate",

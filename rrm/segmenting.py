@@ -16,14 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rrm.datasets.voc import VocLayout, collect_faults, raise_faults
+from rrm.datasets.image_labels import match_images, read_image_labels
+from rrm.datasets.voc import collect_faults, raise_faults
 from rrm.errors import RRMError, memory_fault
 from rrm.inference import PASS_PIXELS
 from rrm.parallel import filled, map_in_threads, prefetched
-from rrm.photos import MAX_PIXELS, SUFFIXES, Photo, read_photo
+from rrm.photos import FORMAT_NAMES, MAX_PIXELS, SUFFIXES, UNREAD_SUFFIXES, Photo, read_photo
 from rrm.progress import tracked
 from rrm.provenance import file_digest, module_hash
-from rrm.segment_files import Folder, Output, Source, outputs_of
+from rrm.segment_files import KINDS, MANIFEST, Folder, Output, Source, outputs_of
 from rrm.segmenter import Prediction, Segmenter, Views
 from rrm.videos import check_every, expected_frames, frames, is_video
 
@@ -41,7 +42,7 @@ class Options(Views):
         crf, scales, flip, merge, long_side, tile: see `Views`; `crf` is True or False.
         write: some of `rrm.segment_files.KINDS`.
         max_pixels: most pixels of a photo.
-        labels: CSV file `image,labels` with the image-level labels of every photo, or None.
+        labels: file with the image-level labels of every photo (`ImageLabels`), or None.
         overlay_format: "jpg" or "png".
         every: of a video, frames 0, n, 2n and so on.
 
@@ -66,92 +67,133 @@ class Options(Views):
         return {**views, "scales": list(self.scales), "labels": labels, "overlay_format": self.overlay_format}
 
 
-def find_photos(inputs: Sequence[str], out: Path, faults: list[str]) -> list[Source]:
+def find_photos(inputs: Sequence[str], out: Path, faults: list[str], *, videos: bool = True) -> list[Source]:
     """Photos and videos: files, all in and below folders, what patterns match; each once, in the order of the inputs.
 
     Args:
         inputs: paths and patterns.
-        out: a folder that is left out, with hidden files and folders.
-        faults: messages on inputs that are not there are appended.
-
-    Raises:
-        RRMErrors: photos or frames whose outputs would have the same name.
+        out: folder of results; those that are in it are left out, as are hidden files and folders.
+        faults: messages are appended on inputs that are not there, on files that cannot be read or written under their
+            names, and on photos whose outputs would have the same name; these are left out.
+        videos: False: they are passed over.
     """
     found: dict[Path, Source] = {}
     for text in inputs:
-        sources = list(_matching(text, out.resolve()))
+        sources = list(_matching(text, out))
         if not sources:
             faults.append(f"{text}: expected a photo, a folder with photos or a pattern, got none: check the path")
         for source in sources:
-            found.setdefault(source.path.resolve(), source)
-    _check_names(list(found.values()))
-    return list(found.values())
+            if videos or not is_video(source.path):
+                found.setdefault(source.path.resolve(), source)
+    return _with_own_names(_readable(found.values(), faults), faults)
 
 
-def _check_names(sources: Sequence[Source]) -> None:
-    paths: dict[str, list[str]] = defaultdict(list)
+def _readable(sources: Iterable[Source], faults: list[str]) -> list[Source]:
+    """Those whose names can be written, and whose formats are read; a raw file beside its photo is passed over."""
+    named = []
+    for source in sources:
+        try:
+            str(source.path).encode()
+        except UnicodeEncodeError:
+            faults.append(f"{ascii(str(source.path))}: expected a name in UTF-8, got other bytes: rename it")
+        else:
+            named.append(source)
+    read = [source for source in named if source.path.suffix.lower() not in UNREAD_SUFFIXES]
+    names = {source.name for source in read if not is_video(source.path)}
+    for source in named:
+        if source.path.suffix.lower() in UNREAD_SUFFIXES and source.name not in names:
+            faults.append(f"{source.path}: expected {FORMAT_NAMES}, got {source.path.suffix}: save it as JPEG")
+    return read
+
+
+def _with_own_names(sources: Sequence[Source], faults: list[str]) -> list[Source]:
+    """Those whose outputs have names of their own: a video's lie in a folder of its name, beside a photo's."""
+    paths: dict[tuple[str, bool], list[str]] = defaultdict(list)
     videos = {source.name: source.path for source in sources if is_video(source.path)}
     for source in sources:
-        paths[source.name].append(str(source.path))
+        same = paths[_key(source)]
+        same.append(str(source.path))
         folder, _, last = source.name.rpartition("/")
         if folder in videos and last.isdecimal():
-            paths[source.name].append(f"a frame of {videos[folder]}")
-    raise_faults(
-        "names of photos",
-        [
-            f"{name}: expected one photo of this name, got {', '.join(same)}: rename them, or use several folders"
-            for name, same in paths.items()
-            if len(same) > 1
-        ],
-    )
+            same.append(f"a frame of {videos[folder]}")
+    faults += [
+        f"{name}: expected one photo of this name, got {', '.join(same)}: rename them, or use several folders"
+        for (name, _), same in paths.items()
+        if len(same) > 1
+    ]
+    return [source for source in sources if len(paths[_key(source)]) == 1]
+
+
+def _key(source: Source) -> tuple[str, bool]:
+    return source.name, is_video(source.path)
 
 
 def _matching(text: str, out: Path) -> Iterator[Source]:
     path = Path(text)
+    results = [(out / kind).resolve() for kind in KINDS] if (out / MANIFEST).exists() else []
     if path.is_dir():
         for file in sorted(path.rglob("*")):
             below = file.relative_to(path)
             hidden = any(part.startswith(".") for part in below.parts)
-            known = file.suffix.lower() in SUFFIXES or is_video(file)
-            if known and not hidden and not file.resolve().is_relative_to(out):
+            known = file.suffix.lower() in SUFFIXES + UNREAD_SUFFIXES or is_video(file)
+            if known and not hidden and not _is_below(file, results):
                 yield Source(below.with_suffix("").as_posix(), file)
     elif path.exists():
         yield Source(path.stem, path)
     elif glob.has_magic(text):
         files = map(Path, sorted(glob.glob(text, recursive=True)))  # noqa: PTH207 - patterns may be absolute
-        yield from (Source(file.stem, file) for file in files if file.is_file())
+        yield from (Source(file.stem, file) for file in files if file.is_file() and not _is_below(file, results))
+
+
+def _is_below(file: Path, folders: Sequence[Path]) -> bool:
+    resolved = file.resolve()
+    return any(resolved.is_relative_to(folder) for folder in folders)
 
 
 class ImageLabels:
-    """Image-level labels of photos from a CSV file `image,labels`.
+    """Image-level labels of photos, from whatever `rrm.datasets.image_labels` reads.
 
     Args:
-        path: the file; an image is named as its outputs are, or by its file's name, a frame by its video's too.
+        path: CSV file `image,labels`, or an export; names of images need neither suffixes nor all folders.
         classes: names of the foreground classes.
+        sources: photos and videos whose labels are asked for; others in the file do not matter.
 
     Raises:
-        RRMErrors: every fault of the file's lines.
+        RRMError: the file is missing or of no known form. RRMErrors: all its faulty lines.
     """
 
-    def __init__(self, path: Path, classes: Sequence[str]) -> None:
-        if not path.is_file():
-            raise RRMError(f"labels: expected a CSV file `image,labels`, got none at {path}: check the path")
+    def __init__(self, path: Path, classes: Sequence[str], sources: Sequence[Source]) -> None:
         self.path, self.classes = path, tuple(classes)
-        self._layout = VocLayout(path.parent, self.classes, labels=path.name)
-        raise_faults(f"labels {path}", self._layout.list_faults(()))
+        self._told = read_image_labels(path, self.classes).labels
+        self._photos, self._videos = (
+            match_images(self._told, {each.name: each.path for each in sources if is_video(each.path) == videos}, [])
+            for videos in (False, True)
+        )
 
     def of(self, source: Source) -> list[str]:
-        """Names of the classes of a photo.
+        """Names of the classes of a photo; a frame has its own, or those of its video.
 
         Raises:
-            RRMError: the photo has no line. RRMErrors: names that are no classes.
+            RRMError: nothing is told of the photo, or of several that have its name; a class that the network has not.
         """
-        video = () if source.number is None else (source.name.rpartition("/")[0],)
-        for name in (source.name, *video, source.path.name):
-            present = self._layout.present(name)
-            if present is not None:
-                return [each for each, there in zip(self.classes, present, strict=True) if there]
-        raise RRMError(f"{self.path}: expected a line for {source.name!r}, got none: add it, or leave labels out")
+        if source.number is None:
+            names = self._photos.get(source.name)
+        elif source.name in self._told:
+            names = [source.name]
+        else:
+            names = self._videos.get(source.name.rpartition("/")[0])
+        if names is None:
+            raise RRMError(
+                f"{self.path}: expected a line that means {source.name!r} and no other, got none: add it with its "
+                "folders, or leave labels out"
+            )
+        present = {label for name in names for label in self._told[name]}
+        if unknown := sorted(present - set(self.classes)):
+            raise RRMError(
+                f"{self.path}: {source.name}: expected classes among {', '.join(self.classes)}, got "
+                f"{', '.join(unknown)}: correct the line"
+            )
+        return [each for each in self.classes if each in present]
 
 
 def segment(
@@ -184,7 +226,7 @@ def segment(
     """
     faults: list[str] = []
     sources = find_photos(inputs, out, faults)
-    labels = None if options.labels is None else ImageLabels(options.labels, segmenter.classes)
+    labels = None if options.labels is None else ImageLabels(options.labels, segmenter.classes, sources)
     if not sources:
         raise_faults("rrm segment", faults)
     identity = {

@@ -416,6 +416,11 @@ class Plan:
         return found | {key: path for key, path in seen.items() if self.splits or not key.startswith("confusion:")}
 
     @property
+    def gallery_page(self) -> list[Path]:
+        """The gallery among the results: where nothing is scored, it is what there is to look at."""
+        return [] if self.splits else [self.layout.gallery]
+
+    @property
     def trained(self) -> dict[str, Path]:
         """Weights of all networks by `SEED:MODEL`."""
         layout, linear = self.layout, self.config.classifier.linear

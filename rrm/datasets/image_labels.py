@@ -148,14 +148,14 @@ def _path_of(label: str) -> PurePosixPath:
     return PurePosixPath(text)
 
 
-def _rank(wanted: PurePosixPath, name: PurePosixPath, suffix: str) -> tuple[int, bool]:
-    """How many folders before the names agree, and whether the suffixes do."""
+def _rank(wanted: PurePosixPath, name: PurePosixPath, suffix: str) -> tuple[bool, int, bool]:
+    """Whether it is the photo's whole name, how many folders before the names agree, and whether the suffixes do."""
     same = 0
     for ours, theirs in zip(reversed(name.parts[:-1]), reversed(wanted.parts[:-1]), strict=False):
         if ours != theirs:
             break
         same += 1
-    return same, wanted.suffix.lower() == suffix.lower()
+    return name in (wanted, wanted.with_suffix("")), same, wanted.suffix.lower() == suffix.lower()
 
 
 # ---- CSV ----

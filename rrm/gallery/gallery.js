@@ -206,6 +206,7 @@
 
   function view() {
     const photo = chosen.open;
+    const held = [...at("strip").children].indexOf(document.activeElement);
     const place = chosen.shown.indexOf(photo);
     for (const name of ["left", "right"]) if (!(sides[name] in photo.images)) sides[name] = sides[name].startsWith("cam:") ? "cam" : "photo";
     at("viewer-title").textContent = photo.name;
@@ -220,16 +221,24 @@
     divide();
     at("strip").replaceChildren(...layersOf(photo).map((layer, k) => {
       const button = make("button", { type: "button", "aria-pressed": String(layer.id === sides.right), title: k < 9 ? `Key ${k + 1}` : null }, stack(photo, layer), make("span", { class: "text" }, layer.name));
-      button.addEventListener("click", () => show("right", layer.id, k));
+      button.addEventListener("click", () => { button.focus(); show("right", layer.id); });
       return button;
     }));
     at("facts").replaceChildren(facts(photo));
+    keepFocus(held);
   }
 
-  function show(name, id, focus = null) {
+  // Keys reach the dialog from what is focused in it: not from a thumbnail that was made anew, nor from a disabled button.
+  function keepFocus(held) {
+    const strip = at("strip").children;
+    if (held >= 0) strip[Math.min(held, strip.length - 1)].focus();
+    const focused = document.activeElement;
+    if (at("viewer").open && (focused.disabled || !at("viewer").contains(focused))) at("divider").focus();
+  }
+
+  function show(name, id) {
     sides[name] = id;
     view();
-    if (focus !== null) at("strip").children[focus].focus();
   }
 
   function divide() {

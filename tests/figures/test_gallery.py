@@ -142,6 +142,20 @@ def test_the_keyboard_does_all(browser: Browser, page: Path) -> None:
     assert browser.evaluate("document.activeElement.title") == "2007_000002"
 
 
+def test_keys_work_after_a_click_on_what_is_made_anew(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    browser.click("#grid button")
+    browser.click("#strip button:nth-child(2)")
+    first = text_of(browser, "viewer-title")
+    browser.press("n")
+    assert text_of(browser, "viewer-title") != first
+    assert browser.evaluate("[...document.querySelectorAll('#strip button')].indexOf(document.activeElement)") == 1
+    for _ in range(20):
+        browser.click("#next")  # the last one disables it
+    browser.press("p")
+    assert browser.evaluate("document.getElementById('next').disabled") is False
+
+
 @pytest.mark.parametrize("width", [360, 768])
 def test_a_phone_shows_it_whole(browser: Browser, page: Path, width: int) -> None:
     browser.resize(width, 740)

@@ -105,6 +105,7 @@ def _check_tables(project: Path, labels: dict[str, list[str]]) -> None:
     agreement = table(project / "results" / "label_agreement.csv")
     held_out = (project / "data" / "ImageSets" / "Segmentation" / "val.txt").read_text().splitlines()
     told = {(row["split"], row["class"]): row["photos"] for row in agreement}
+    assert (project / "results" / "my-project" / "gallery" / "index.html").is_file()
     assert told["val", "all classes"] == str(sum(len(labels[name]) for name in held_out))
     doubts = table(project / "results" / "doubt.csv")
     assert len(doubts) == len(labels) - 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,32 @@ def test_two_photos_of_one_name(segment: Segment, photos: Path, out: Path, capsy
     assert segment(photos) == 1
     message = capsys.readouterr().err
     assert "a: expected one photo of this name, got" in message and "a.JPG" in message
-    assert not out.exists()
+    assert files(out / "masks") == ["sub/b.png"]
+
+
+@pytest.mark.parametrize(("given", "masks"), [(".", ["a.png", "sub/b.png"]), ("**/*.[Jp]*", ["a.png", "b.png"])])
+def test_the_folder_of_results_may_be_that_of_the_photos(
+    segment: Segment, photos: Path, monkeypatch: pytest.MonkeyPatch, seen: list[Any], given: str, masks: list[str]
+) -> None:
+    monkeypatch.chdir(photos)
+    for _ in range(2):
+        assert segment(given, "--overlay-format", "png", out=Path()) == 0
+    assert len(seen) == 2 and files(photos / "masks") == masks
+
+
+def test_files_that_are_no_inputs_are_named(
+    segment: Segment, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("c.HEIC", "a.CR2", "a.MOV"):  # a raw file and the film of a photo are no second photo
+        (photos / name).write_bytes(b"")
+    foreign = os.fsencode(photos) + b"/caf\xe9.jpg"
+    Path(os.fsdecode(foreign)).write_bytes((photos / "a.JPG").read_bytes())
+    assert segment(photos, "--write", "masks", "geojson") == 1
+    message = capsys.readouterr().err
+    assert "c.HEIC: expected JPEG, PNG, BMP, TIFF, WebP, GIF or PPM, got .HEIC: save it as JPEG" in message
+    assert "caf\\udce9.jpg': expected a name in UTF-8" in message and "a.CR2" not in message
+    assert "a.MOV: expected" in message and "3 fault(s)" in message  # an empty film
+    assert files(out / "masks") == ["a.png", "sub/b.png"]
 
 
 def test_nothing_to_segment(segment: Segment, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,7 +264,7 @@ def test_large_photos_are_refused(
         (("--tile", "100"), "tile: expected a multiple of 32"),
         (("--long-side", "0"), "long_side: expected at least 1 pixel"),
         (("--scales", "1,0"), "scales: expected at least one number"),
-        (("--labels", "absent.csv"), "labels: expected a CSV file"),
+        (("--labels", "absent.csv"), "absent.csv: expected a CSV file"),
         (("--classes", "absent.txt"), "absent.txt: expected class names"),
         (("--classes", "voc", "--network", "[1]"), "network: expected options of RRMNet by name"),
         (("--network", "{}"), "network: expected no options without classes"),
@@ -278,18 +304,37 @@ def test_image_labels_of_a_file(
     assert not mask(out, "sub/b").any()
 
 
+def test_labels_are_those_of_the_photo_that_is_meant(
+    segment: Segment, photos: Path, out: Path, tmp_path: Path, segmenter: rrm.Segmenter
+) -> None:
+    (photos / "b.png").write_bytes((photos / "sub" / "b.png").read_bytes())
+    (tmp_path / "labels.json").write_text(_coco({"x/photos/a.JPG": "dog", "b.png": "cat", "sub/b.png": "dog"}))
+    assert segment(photos, "--labels", tmp_path / "labels.json") == 0
+    for name, label in {"b": "cat", "sub/b": "dog"}.items():
+        expected = segmenter.predict(photos / "b.png", crf=False, image_labels=[label]).labels
+        np.testing.assert_array_equal(mask(out, name), expected)
+
+
+def _coco(labels: dict[str, str]) -> str:
+    names = sorted(set(labels.values()))
+    annotations = [{"image_id": number, "category_id": names.index(name)} for number, name in enumerate(labels.values())]
+    images = [{"id": number, "file_name": name} for number, name in enumerate(labels)]
+    categories = [{"id": number, "name": name} for number, name in enumerate(names)]
+    return json.dumps({"images": images, "annotations": annotations, "categories": categories})
+
+
 def test_faults_of_image_labels(
     segment: Segment, photos: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labels = tmp_path / "labels.csv"
-    labels.write_text("image,labels\na,cow\n")
+    labels.write_text("image,labels\na,cow\nelsewhere,horse\n")
     assert segment(photos, "--labels", labels) == 1
     message = capsys.readouterr().err
-    assert "image 'a': expected class names of the 2 configured, got ['cow']" in message
-    assert "expected a line for 'sub/b', got none" in message
-    labels.write_text("photo,labels\na,cat\n")
+    assert "a: expected classes among cat, dog, got cow: correct the line" in message and "horse" not in message
+    assert "expected a line that means 'sub/b' and no other, got none" in message
+    labels.write_text("image,labels\na\n")
     assert segment(photos, "--labels", labels, out=tmp_path / "other") == 1
-    assert "expected the header `image,labels`" in capsys.readouterr().err
+    assert "row 2: expected 2 cells, got 1" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
 
