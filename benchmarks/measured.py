@@ -1,7 +1,7 @@
 """The page of the stored figures (`benchmarks/measured/*.json`), with all that they depend on.
 
-    make bench PHOTOS=folder BENCH=benchmarks/measured
-    python -m benchmarks.measured > docs/measured.md
+make bench PHOTOS=folder BENCH=benchmarks/measured
+python -m benchmarks.measured > docs/measured.md
 """
 
 from __future__ import annotations

@@ -202,7 +202,9 @@ def _add_segment(commands: Any) -> None:
     segment.add_argument("--scales", type=_numbers, help="of the photo, such as 0.75,1,1.25 (default 1)")
     segment.add_argument("--flip", action="store_true", help="the mirrored photo too")
     segment.add_argument("--merge", choices=["mean", "max"], help="of scales and mirrored photos (default mean)")
-    segment.add_argument("--labels", type=Path, help="CSV file image,labels, or an export: no other classes are in these photos")
+    segment.add_argument(
+        "--labels", type=Path, help="CSV file image,labels, or an export: no other classes are in these photos"
+    )
     segment.add_argument(
         "--long-side", type=int, help="larger photos are reduced to this first, pixels (default: never)"
     )

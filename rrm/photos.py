@@ -25,7 +25,21 @@ FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 """Names of files that are taken for photos in a folder, in small or capital letters."""
 FORMAT_NAMES = "JPEG, PNG, BMP, TIFF, WebP, GIF or PPM"
-UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")
+UNREAD_SUFFIXES = (
+    ".heic",
+    ".heif",
+    ".avif",
+    ".jxl",
+    ".jp2",
+    ".dng",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+    ".raf",
+    ".orf",
+    ".rw2",
+)
 """Names of files that are photos too, of formats that are not read: such files are named, not passed over."""
 MAX_PIXELS = 100_000_000
 _LARGEST_16_BIT = 65535

@@ -25,4 +25,6 @@ def test_stored_files_are_of_a_benchmark_and_of_the_schema(path: Any, schema: di
 
 def test_the_page_shows_the_stored_figures() -> None:
     assert FILES
-    assert (REPOSITORY / "docs" / "measured.md").read_text() == measured.page(), "python -m benchmarks.measured > docs/measured.md"
+    assert (REPOSITORY / "docs" / "measured.md").read_text() == measured.page(), (
+        "python -m benchmarks.measured > docs/measured.md"
+    )

@@ -317,7 +317,9 @@ def test_labels_are_those_of_the_photo_that_is_meant(
 
 def _coco(labels: dict[str, str]) -> str:
     names = sorted(set(labels.values()))
-    annotations = [{"image_id": number, "category_id": names.index(name)} for number, name in enumerate(labels.values())]
+    annotations = [
+        {"image_id": number, "category_id": names.index(name)} for number, name in enumerate(labels.values())
+    ]
     images = [{"id": number, "file_name": name} for number, name in enumerate(labels)]
     categories = [{"id": number, "name": name} for number, name in enumerate(names)]
     return json.dumps({"images": images, "annotations": annotations, "categories": categories})

@@ -130,7 +130,7 @@ def test_names_of_frames_that_photos_have(
     Image.fromarray(made_photo(20, 20)).save(video.parent / "clip" / "000003.png")
     assert segment(video.parent) == 1
     assert "clip/000003: expected one photo of this name, got" in capsys.readouterr().err
-    assert not out.exists()
+    assert Image.open(out / "masks" / "clip" / "000003.png").size == (64, 48)  # the frame's
 
 
 def test_steps_that_are_refused(segment: Segment, video: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,7 @@ from tests.workflow.project import REPOSITORY, Project, clone_into
 from tests.workflow.test_profiles import NETWORKS
 
 DATA, SEED = "results/tiny", "results/tiny/seed0"
+TABLE = "results/table5.csv"
 WEIGHTS, SCORES = f"{SEED}/one_step/weights.pth", f"{SEED}/one_step/confusion_val.h5"
 STEPS = 400  # of the training that is interrupted: some seconds
 WAIT = 1200.0
@@ -80,11 +81,10 @@ def slurm() -> Iterator[None]:
             _stop()
 
 
-def _tiny(root: Path) -> Project:
+def _tiny(root: Path, **sections: Any) -> Project:
     files = (REPOSITORY / "config.yaml", REPOSITORY / "tests" / "tiny.yaml")
     demo, tiny = (yaml.safe_load(path.read_text()) for path in files)
-    config = merge(merge(demo, tiny), {"runtime": {"device": "cpu"}, "methods": {}, "step_two": {}, "bounds": {}})
-    config["one_step"]["train"] |= {"steps": STEPS, "checkpoint_every": STEPS}  # none but that of a SIGTERM
+    config = merge(merge(demo, tiny), {"runtime": {"device": "cpu"}} | sections)
     root.mkdir()
     project = clone_into(root)
     project.configure(config)
@@ -188,7 +188,9 @@ def _hang(job: str) -> None:
 
 @pytest.mark.timeout(3600)
 def test_jobs_and_drivers_that_end_early_go_on_and_results_are_the_same(slurm: None, tmp_path: Path) -> None:
-    local, remote = _tiny(tmp_path / "local"), _tiny(tmp_path / "remote")
+    less: dict[str, Any] = {"methods": {}, "step_two": {}, "bounds": {}}
+    less["one_step"] = {"train": {"steps": STEPS, "checkpoint_every": STEPS}}  # none but that of a SIGTERM
+    local, remote = _tiny(tmp_path / "local", **less), _tiny(tmp_path / "remote", **less)
     begun = local.snakemake("--quiet", "all", "--", f"{SEED}/classifier.pth")
     assert begun.returncode == 0, begun.stderr
     shutil.copytree(local.root / DATA, remote.root / DATA)
@@ -223,14 +225,39 @@ def test_jobs_and_drivers_that_end_early_go_on_and_results_are_the_same(slurm: N
 
     undisturbed = local.snakemake("--quiet", "all", "--", SCORES)
     assert undisturbed.returncode == 0, undisturbed.stderr
-    for result in (WEIGHTS, SCORES, f"{SEED}/one_step/probabilities_val.h5", f"{DATA}/masks_val.h5"):
+    _are_the_same(local, remote, WEIGHTS, SCORES, f"{SEED}/one_step/probabilities_val.h5", f"{DATA}/masks_val.h5")
+
+
+@pytest.mark.timeout(3600)
+def test_a_table_made_in_shards_is_that_of_a_local_run(slurm: None, tmp_path: Path) -> None:
+    local = _tiny(tmp_path / "local")
+    remote = _tiny(tmp_path / "remote", runtime={"device": "cpu", "shards": {"pseudo_masks": 3, "predict": 2}})
+    cluster = _Cluster(remote, tmp_path / "log")
+    assert cluster.drive(TABLE).wait(WAIT) == 0, cluster.log.read_text()[-3000:]
+    _show(cluster.jobs())
+    assert {job["JobState"] for job in cluster.jobs().values()} == {"COMPLETED"}
+    assert len(cluster.jobs("step_two")) == 2 and len(cluster.jobs("pseudo_masks")) == 3
+    undisturbed = local.snakemake("--quiet", "all", "--", TABLE)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    masks = f"{SEED}/pseudo_masks/one_step.h5"
+    _are_the_same(
+        local, remote, TABLE, masks, *(f"{SEED}/step_two/{name}/weights.pth" for name in ("vgg16", "resnet101"))
+    )
+
+
+def _are_the_same(local: Project, remote: Project, *results: str) -> None:
+    for result in results:
         digests = {hashlib.sha256((each.root / result).read_bytes()).hexdigest() for each in (local, remote)}
         assert len(digests) == 1, result
 
 
-def _asked_for_what_they_need(jobs: dict[str, dict[str, str]]) -> None:
+def _show(jobs: dict[str, dict[str, str]]) -> None:
     facts = ("JobId", "Rule", "Partition", "TRES", "TimeLimit", "RunTime", "JobState")
     print(*(" ".join(job[fact] for fact in facts) for job in jobs.values()), sep="\n")
+
+
+def _asked_for_what_they_need(jobs: dict[str, dict[str, str]]) -> None:
+    _show(jobs)
     by_rule: dict[str, list[dict[str, str]]] = {}
     for job in jobs.values():
         by_rule.setdefault(job["Rule"], []).append(job)
