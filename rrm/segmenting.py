@@ -95,14 +95,16 @@ def _readable(sources: Iterable[Source], faults: list[str]) -> list[Source]:
         try:
             str(source.path).encode()
         except UnicodeEncodeError:
-            faults.append(f"{ascii(str(source.path))}: expected a name in UTF-8, got other bytes: rename it")
+            faults.append(f"{str(source.path)!a}: expected a name in UTF-8, got other bytes: rename it")
         else:
             named.append(source)
     read = [source for source in named if source.path.suffix.lower() not in UNREAD_SUFFIXES]
     names = {source.name for source in read if not is_video(source.path)}
-    for source in named:
-        if source.path.suffix.lower() in UNREAD_SUFFIXES and source.name not in names:
-            faults.append(f"{source.path}: expected {FORMAT_NAMES}, got {source.path.suffix}: save it as JPEG")
+    faults += [
+        f"{source.path}: expected {FORMAT_NAMES}, got {source.path.suffix}: save it as JPEG"
+        for source in named
+        if source.path.suffix.lower() in UNREAD_SUFFIXES and source.name not in names
+    ]
     return read
 
 
