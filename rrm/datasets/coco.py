@@ -367,7 +367,7 @@ def _write_photo(
             f"{size[1]} x {size[0]}: give the photos of these annotations"
         )
     regions = [(labels[each.category_id], bool(each.iscrowd), _plain_region(each.segmentation)) for each in objects]
-    layout.mask_path(photo.name).write_bytes(encode_mask(semantic_mask(regions, size), level=6))
+    layout.mask_path(photo.name).write_bytes(encode_mask(semantic_mask(regions, size)))
 
 
 def _plain_region(region: Any) -> Any:
