@@ -1,7 +1,7 @@
 """Image-level labels as people have them: CSV files, and what annotation tools export.
 
 Of boxes, polygons and masks only the names of the classes are taken: the method needs no more. What is told of a photo
-in several places is joined.
+in several places is joined. All faults of a source are found in one pass; an image with a fault has no labels then.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
@@ -20,10 +20,9 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring as parse_xml
 
 from rrm.datasets.voc import collect_faults, raise_faults, xml_names
-from rrm.errors import RRMError, RRMErrors
+from rrm.errors import RRMError
 from rrm.limits import TEXT_BYTES, read_file, read_text
 
-Found = dict[str, set[str]]
 KINDS = (
     "a CSV file (columns image and labels, or a column of 0 and 1 for each class), a folder of VOC's XML files, "
     "COCO's JSON, JSON of Label Studio, XML of CVAT (CVAT for images)"
@@ -32,9 +31,16 @@ _IMAGE = ("image", "images", "img", "file", "filename", "file_name", "path", "ph
 _LABELS = ("labels", "label", "classes", "class", "tags", "tag", "categories", "category", "choice", "choices")
 _FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True, "no": False, "yes": True,
           "": False}  # fmt: skip
+_SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".heic", ".heif", ".avif"
+)  # fmt: skip
+_BACKGROUND = ("background", "__background__", "_background_")
 _SEPARATORS = re.compile(r"[;|,]")
+_Rows = list[tuple[int, list[str]]]
 _UPLOAD = re.compile(r"^[0-9a-f]{8}-(?=.)")
 """What Label Studio puts before the names of files that are uploaded to it."""
+_NOT_THERE = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
+"""What JSON of another form raises where it is looked into."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +56,42 @@ class ImageLabels:
     labels: Mapping[str, tuple[str, ...]]
 
 
-def read_image_labels(source: Path, classes: Sequence[str] = ()) -> ImageLabels:
+@dataclass
+class _Reading:
+    """What a reader has found so far.
+
+    Attributes:
+        faults: messages.
+        found: names of classes of each image.
+        faulty: images with a fault: what is left of their labels would say that other classes are not there.
+    """
+
+    faults: list[str]
+    found: dict[str, set[str]] = field(default_factory=dict)
+    faulty: set[str] = field(default_factory=set)
+
+    def add(self, image: str, names: Iterable[str]) -> None:
+        """Join names with what was told of the image before."""
+        self.found.setdefault(image, set()).update(names)
+
+    def refuse(self, fault: str, *images: str) -> None:
+        """Note a fault, of these images where it is known of which."""
+        self.faults.append(fault)
+        self.faulty.update(images)
+
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """Names of the classes of each image without a fault, sorted."""
+        return {image: tuple(sorted(names)) for image, names in self.found.items() if image not in self.faulty}
+
+
+def read_image_labels(source: Path, classes: Sequence[str] = (), faults: list[str] | None = None) -> ImageLabels:
     r"""Read image-level labels from any source that is known (`KINDS`); its content says which it is.
 
     Args:
         source: a file, or the folder of VOC's XML files.
         classes: names of all classes, where they are known: a text that is one of them is never divided at spaces.
+        faults: messages on faulty rows, files and names are appended, and images without a fault are returned; None:
+            they are raised, all at once.
 
     Raises:
         RRMError: missing, unreadable, or nothing that is known. RRMErrors: all faulty rows or files.
@@ -67,33 +103,57 @@ def read_image_labels(source: Path, classes: Sequence[str] = ()) -> ImageLabels:
         >>> read_image_labels(path).labels
         {'a.jpg': ('bird', 'cat', 'dog'), 'b.jpg': ()}
     """
+    reading = _Reading([] if faults is None else faults)
+    kind = _read(source, classes, reading)
+    for fault, images in name_faults(reading.found).items():
+        reading.refuse(fault, *images)
+    if faults is None:
+        raise_faults(str(source), reading.faults)
+    return ImageLabels(kind, reading.labels())
+
+
+def _read(source: Path, classes: Sequence[str], reading: _Reading) -> str:
+    """Read with the reader that the source asks for; the kind of source in words."""
+    suffix = source.suffix.lower()
     if source.is_dir():
-        kind, found = "VOC's XML", _from_voc(source)
-    elif not source.is_file():
+        return _from_voc(source, reading)
+    if not source.is_file():
         raise RRMError(f"{source}: expected {KINDS}, got nothing: check the path")
-    elif source.suffix.lower() == ".json":
-        kind, found = _from_json(source)
-    elif source.suffix.lower() == ".xml":
-        kind, found = "CVAT", _from_cvat(source)
-    elif source.suffix.lower() in (".csv", ".tsv", ".txt"):
-        kind, found = "CSV", _from_csv(source, classes)
-    else:
-        raise RRMError(
-            f"{source}: expected {KINDS}, got a file {source.suffix or 'without a suffix'}: export or unpack it"
-        )
-    raise_faults(str(source), _name_faults(found))
-    return ImageLabels(kind, {name: tuple(sorted(labels)) for name, labels in found.items()})
+    if suffix == ".json":
+        return _from_json(source, reading)
+    if suffix == ".xml":
+        return _from_cvat(source, reading)
+    if suffix in (".csv", ".tsv", ".txt"):
+        return _from_csv(source, classes, reading)
+    raise RRMError(f"{source}: expected {KINDS}, got a file {source.suffix or 'without a suffix'}: export or unpack it")
 
 
-def _name_faults(found: Found) -> list[str]:
-    """Names that cannot be those of classes; `background` is what is left of a photo."""
-    names = {label: image for image, labels in found.items() for label in sorted(labels)}
-    return [
-        f"{image}: expected names of classes without ';' and line breaks, and none that means background, got "
-        f"{label!r}: rename it"
-        for label, image in sorted(names.items())
-        if re.search(r"[;\r\n]", label) or label.lower() in ("background", "__background__", "_background_")
-    ]
+def name_faults(labels: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
+    """Messages on names that cannot be those of classes, each with the images that have the name.
+
+    Names stand in a list, one a line, and with `;` between in a table; `background` is what is left of a photo.
+
+    Example:
+        >>> for fault, images in name_faults({"a": ["cat", "a;b"], "b": ["a;b"]}).items():
+        ...     print(fault, images)
+        a: expected names of classes without ';' and line breaks, and none that means background, got 'a;b': rename it
+        ['a', 'b']
+    """
+    wrong: dict[str, list[str]] = {}
+    for image, names in labels.items():
+        for name in set(names):
+            if not _is_class(name):
+                wrong.setdefault(name, []).append(image)
+    return {
+        f"{images[0]}: expected names of classes without ';' and line breaks, and none that means background, got "
+        f"{name!r}: rename it": images
+        for name, images in sorted(wrong.items())
+    }
+
+
+def _is_class(name: str) -> bool:
+    written = name.encode(errors="ignore").decode()
+    return written.splitlines() == [name.strip()] and ";" not in name and name.lower() not in _BACKGROUND
 
 
 def match_images(labels: Iterable[str], photos: Mapping[str, Path], faults: list[str]) -> dict[str, list[str]]:
@@ -144,8 +204,14 @@ def _path_of(label: str) -> PurePosixPath:
     """The path in a name: that of an address, and what Label Studio writes of local files behind `?d=`."""
     text = label.replace("\\", "/")
     if "://" in text or text.startswith("/data/"):
-        text = unquote(text.partition("?d=")[2] or text.partition("?")[0])
+        path, _, query = text.partition("?")
+        text = unquote(query[2:].partition("&")[0] if query.startswith("d=") else path)
     return PurePosixPath(text)
+
+
+def _is_image(text: str) -> bool:
+    """Whether a text ends as an image file does, or the path in an address."""
+    return _path_of(text).suffix.lower() in _SUFFIXES
 
 
 def _rank(wanted: PurePosixPath, name: PurePosixPath, suffix: str) -> tuple[bool, int, bool]:
@@ -161,67 +227,85 @@ def _rank(wanted: PurePosixPath, name: PurePosixPath, suffix: str) -> tuple[bool
 # ---- CSV ----
 
 
-def _from_csv(source: Path, classes: Sequence[str]) -> Found:
-    try:
-        text = read_text(source, TEXT_BYTES)
-        head = text.split("\n", 1)[0]
-        delimiter = "\t" if "\t" in head else ";" if ";" in head and "," not in head else ","
-        rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=delimiter) if row]
-    except (OSError, ValueError, csv.Error) as error:
-        raise RRMError(
-            f"{source}: expected a CSV file in UTF-8, got {type(error).__name__} ({error}): save it so"
-        ) from None
-    if len(rows) < 2 or len(rows[0]) < 2:
-        raise RRMError(
-            f"{source}: expected a header such as `image,labels` and a line for each photo, got "
-            f"{str(rows[:1])[:80]}: write it"
-        )
-    columns = [name.lower() for name in rows[0]]
+def _from_csv(source: Path, classes: Sequence[str], reading: _Reading) -> str:
+    header, rows = _table(source)
+    columns = [name.lower() for name in header]
     image = next((columns.index(name) for name in _IMAGE if name in columns), 0)
     named = next((columns.index(name) for name in _LABELS if name in columns and columns.index(name) != image), None)
     if named is None and len(columns) == 2:
         named = 1 - image
-    faults: list[str] = []
     if named is None:
-        found = _from_flags(source, rows, image, faults)
+        _from_flags(source, header, rows, image, reading)
     else:
-        found = _from_names(source, rows, (image, named), classes, faults)
-    raise_faults(str(source), faults)
-    return found
+        _from_names(source, len(header), rows, (image, named), classes, reading)
+    return "CSV"
 
 
-def _from_flags(source: Path, rows: Sequence[Sequence[str]], image: int, faults: list[str]) -> Found:
+def _table(source: Path) -> tuple[list[str], _Rows]:
+    """The header of a CSV file and the rows below it; a file of images and labels alone may do without a header."""
+    rows = _rows(source)
+    first = rows[0][1] if rows else []
+    known = {name.lower() for name in first} & {*_IMAGE, *_LABELS}
+    if len(first) > 1 and not known and any(map(_is_image, first[:2])):
+        if len(first) > 2:
+            raise RRMError(
+                f"{source}: expected a header that names the {len(first)} columns, such as `image,labels`, got "
+                f"{','.join(first)[:60]!r}: write it above"
+            )
+        return ["image", "labels"] if _is_image(first[0]) else ["labels", "image"], rows
+    if len(rows) < 2 or len(first) < 2:
+        raise RRMError(
+            f"{source}: expected a header such as `image,labels` and a line for each photo, got "
+            f"{str([first] if rows else [])[:80]}: write it"
+        )
+    return first, rows[1:]
+
+
+def _rows(source: Path) -> _Rows:
+    """Rows that are not empty, with their numbers."""
+    try:
+        text = read_text(source, TEXT_BYTES)
+        head = text.split("\n", 1)[0]
+        delimiter = "\t" if "\t" in head else ";" if ";" in head and "," not in head else ","
+        reader = csv.reader(text.splitlines(), delimiter=delimiter)
+        return [(reader.line_num, cells) for row in reader if any(cells := [cell.strip() for cell in row])]
+    except (OSError, ValueError, csv.Error) as error:
+        raise RRMError(
+            f"{source}: expected a CSV file in UTF-8, got {type(error).__name__} ({error}): save it so"
+        ) from None
+
+
+def _from_flags(source: Path, header: Sequence[str], rows: _Rows, image: int, reading: _Reading) -> None:
     """A column of 0 and 1 for each class."""
-    header, found = rows[0], Found()
-    for number, row in enumerate(rows[1:], 2):
+    for number, row in rows:
         flags = {name: _FLAGS.get(cell.lower()) for place, (name, cell) in enumerate(zip(header, row, strict=False))
                  if place != image}  # fmt: skip
         if len(row) != len(header) or None in flags.values():
-            faults.append(
+            reading.refuse(
                 f"{source}: row {number}: expected a column `labels`, or 0 or 1 for each of {len(header) - 1} classes, "
-                f"got {','.join(row)[:60]!r}: correct it"
+                f"got {','.join(row)[:60]!r}: correct it",
+                *row[image : image + 1],
             )
         else:
-            found.setdefault(row[image], set()).update(name for name, flag in flags.items() if flag)
-    return found
+            reading.add(row[image], (name for name, flag in flags.items() if flag))
 
 
 def _from_names(
-    source: Path, rows: Sequence[Sequence[str]], places: tuple[int, int], classes: Sequence[str], faults: list[str]
-) -> Found:
+    source: Path, width: int, rows: _Rows, places: tuple[int, int], classes: Sequence[str], reading: _Reading
+) -> None:
     """A column with the names of the classes; a photo may have several rows."""
     image, named = places
-    width, texts = len(rows[0]), []
-    for number, row in enumerate(rows[1:], 2):
+    texts = []
+    for number, row in rows:
         if len(row) < width or not row[image] or (len(row) > width and named != width - 1):
-            faults.append(f"{source}: row {number}: expected {width} cells, got {len(row)}: correct it")
+            got = len(row) if len(row) != width else "none for the image"
+            fault = f"{source}: row {number}: expected {width} cells, got {got}: correct it"
+            reading.refuse(fault, *row[image : image + 1])
         else:  # commas between labels that nobody put into quotes
             texts.append((row[image], ";".join(row[named:]) if named == width - 1 else row[named]))
     spaced = not any(_SEPARATORS.search(text) for _, text in texts if not text.startswith(("[", "{")))
-    found = Found()
     for name, text in texts:
-        found.setdefault(name, set()).update(_names_in(text, spaced and text not in classes))
-    return found
+        reading.add(name, _names_in(text, spaced and text not in classes))
 
 
 def _names_in(text: str, spaced: bool) -> set[str]:
@@ -237,22 +321,21 @@ def _names_in(text: str, spaced: bool) -> set[str]:
 # ---- XML ----
 
 
-def _from_voc(folder: Path) -> Found:
+def _from_voc(folder: Path, reading: _Reading) -> str:
     files = sorted(folder.rglob("*.xml"))
     if not files:
         raise RRMError(
             f"{folder}: expected VOC's XML files in it, got none: give {KINDS}; photos in a folder for each class need "
             "no labels: leave them out"
         )
-    faults: list[str] = []
-    found = {
-        path.relative_to(folder).with_suffix("").as_posix(): collect_faults(faults, xml_names, path) for path in files
-    }
-    raise_faults(str(folder), faults)
-    return {name: {each for each in names if each} for name, names in found.items()}
+    for path in files:
+        names = collect_faults(reading.faults, xml_names, path)
+        if names is not None:
+            reading.add(path.relative_to(folder).with_suffix("").as_posix(), filter(None, names))
+    return "VOC's XML"
 
 
-def _from_cvat(source: Path) -> Found:
+def _from_cvat(source: Path, reading: _Reading) -> str:
     try:
         root: Element = parse_xml(read_file(source, TEXT_BYTES))
     except (OSError, ParseError, DefusedXmlException, ValueError, LookupError) as error:
@@ -265,103 +348,132 @@ def _from_cvat(source: Path) -> Found:
             f"{source}: expected `annotations` with an `image` in it, as CVAT for images writes them, got {root.tag!r} "
             f"with {len(images)}: export in that format; VOC's XML files go by their folder"
         )
-    found = Found()
     for image in images:
         names = {each.get("label", "").strip() for each in image if each.get("outside", "0") == "0"}
-        found.setdefault(image.get("name", ""), set()).update(names - {""})
-    return found
+        reading.add(image.get("name", ""), names - {""})
+    return "CVAT"
 
 
 # ---- JSON ----
 
 
-def _from_json(source: Path) -> tuple[str, Found]:
+def _from_json(source: Path, reading: _Reading) -> str:
     try:
         content = json.loads(read_text(source, TEXT_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise RRMError(f"{source}: expected JSON, got {type(error).__name__} ({error}): export it again") from None
     try:
         if isinstance(content, Mapping) and {"images", "annotations", "categories"} <= set(content):
-            return "COCO", _from_coco(content)
-        if isinstance(content, Sequence) and content and all(isinstance(task, Mapping) for task in content):
-            return "Label Studio", _from_label_studio(content)
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            return _from_coco(source, content, reading)
+        if isinstance(content, list) and content and all(isinstance(task, Mapping) for task in content):
+            return _from_label_studio(source, content, reading)
+    except _NOT_THERE as error:
         raise RRMError(f"{source}: expected {KINDS}, got JSON without {str(error)[:80]}: export it again") from None
-    except RRMErrors as error:
-        raise RRMErrors(str(source), error.faults) from None
     raise RRMError(
         f"{source}: expected COCO's images, annotations and categories, or Label Studio's list of tasks, got "
         "other JSON: export it in one of these forms"
     )
 
 
-def _from_coco(content: Mapping[str, Any]) -> Found:
+def _from_coco(source: Path, content: Mapping[str, Any], reading: _Reading) -> str:
     names = {each["id"]: str(each["name"]).strip() for each in content["categories"]}
     files = {each["id"]: str(each["file_name"]) for each in content["images"]}
-    found: Found = {file: set() for file in files.values()}
-    faults = []
+    for file in files.values():
+        reading.add(file, ())
     for each in content["annotations"]:
-        if each["image_id"] not in files or each["category_id"] not in names:
-            faults.append(
-                f"annotation {each.get('id')}: expected ids of an image and a category, got "
-                f"{str([each['image_id'], each['category_id']])[:80]}: correct it"
-            )
+        ids = each.get("image_id"), each.get("category_id")
+        images = [files[ids[0]]] if ids[0] in files else []
+        if images and ids[1] in names:
+            reading.add(images[0], [names[ids[1]]])
         else:
-            found[files[each["image_id"]]].add(names[each["category_id"]])
-    raise_faults("COCO", faults)
-    return found
-
-
-def _from_label_studio(tasks: Sequence[Mapping[str, Any]]) -> Found:
-    """Tasks of the export JSON, or of JSON-MIN, whose tasks have their fields beside each other."""
-    found = Found()
-    faults = []
-    for number, task in enumerate(tasks, 1):
-        whole = "annotations" in task
-        image = _image_of(task["data"] if whole else task)
-        if image is None:
-            faults.append(
-                f"task {number}: expected the name of an image file among its data, got none: export it again"
+            reading.refuse(
+                f"{source}: annotation {each.get('id')}: expected ids of an image and a category, got "
+                f"{str(list(ids))[:80]}: correct it",
+                *images,
             )
+    return "COCO"
+
+
+def _from_label_studio(source: Path, tasks: Sequence[Mapping[str, Any]], reading: _Reading) -> str:
+    """Tasks of the export JSON, or of JSON-MIN, whose tasks have their fields beside each other."""
+    fields = _class_fields(source, [task for task in tasks if "annotations" not in task])
+    for number, task in enumerate(tasks, 1):
+        try:
+            image, names = _told(task, fields)
+        except _NOT_THERE as error:
+            got = f"JSON without {str(error)[:80]}"
+            reading.refuse(f"{source}: task {number}: expected `data` and `annotations`, got {got}: export it again")
             continue
-        done = [each for each in task["annotations"] if not each.get("was_cancelled")] if whole else [task]
-        values = [result["value"] for each in done for result in each.get("result", ())] if whole else done
-        if done:
-            found.setdefault(image, set()).update(name for value in values for name in _chosen(value))
-    raise_faults("Label Studio", faults)
-    return found
+        if image is None:
+            reading.refuse(
+                f"{source}: task {number}: expected the name of an image file among its data, got none: export it again"
+            )
+        elif names is not None:
+            reading.add(image, names)
+    return "Label Studio"
+
+
+def _told(task: Mapping[str, Any], fields: Collection[str]) -> tuple[str | None, set[str] | None]:
+    """The name of a task's image, and those of its classes; None for an image that nobody has looked at."""
+    if "annotations" not in task:
+        return _image_of(task), set(_chosen(task, fields))
+    done = [each for each in task["annotations"] if not each.get("was_cancelled")]
+    values = [result.get("value") or {} for each in done for result in each.get("result", ())]  # relations have none
+    names = {name for value in values for name in _chosen(value)}
+    return _image_of(task["data"]), names if done else None
+
+
+def _class_fields(source: Path, tasks: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Fields of JSON-MIN whose texts are classes: a single choice is a text there, as a note is.
+
+    A field that holds choices in one task has those of all tasks; without any, a name such as `label` says it.
+
+    Raises:
+        RRMError: tasks, and no class in any of them.
+    """
+    keys = {key for task in tasks for key in task}
+    chosen = {key for task in tasks for key, content in task.items() if any(_chosen({key: content}, ("choice",)))}
+    fields = chosen or {key for key in keys if key.lower() in _LABELS}
+    if tasks and not any(any(_chosen(task, fields)) for task in tasks):
+        raise RRMError(
+            f"{source}: expected classes in JSON-MIN of Label Studio, as `choices`, `rectanglelabels` and so on or in "
+            f"a field `choice`, got {len(tasks)} tasks with {', '.join(sorted(keys))[:200]}: export as JSON, not "
+            "JSON-MIN, or call the field with the classes `choice`"
+        )
+    return fields
 
 
 def _image_of(data: Mapping[str, Any]) -> str | None:
     """The field of a task that names its image: `image`, or the first that ends as an image file does."""
     texts = [data.get("image"), *data.values()]
-    ends = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
-    return next(
-        (text for text in texts if isinstance(text, str) and text.lower().partition("&")[0].endswith(ends)), None
-    )
+    return next((text for text in texts if isinstance(text, str) and _is_image(text)), None)
 
 
-def _chosen(value: Mapping[str, Any]) -> Iterator[str]:
+def _chosen(value: Mapping[str, Any], fields: Collection[str] = ()) -> Iterator[str]:
     """Names of classes in a result: `choices`, `rectanglelabels`, `polygonlabels`, `brushlabels`, `taxonomy` and so on.
 
-    JSON-MIN has a field for each tool, with a text, a list of results or a mapping with such a list.
+    JSON-MIN has a field for each tool, with a text, a list of results or a mapping with such a list; of `fields` the
+    texts are taken too.
     """
     for key, content in value.items():
         if key == "taxonomy":
-            yield from (str(way[-1]) for way in content if way)
-        elif key.endswith("labels") or key in ("choices", "choice"):
+            yield from _texts([way[-1:] if isinstance(way, list) else way for way in _listed(content)])
+        elif key in fields or key == "choices" or key.endswith("labels"):
             yield from _texts(content)
-        elif isinstance(content, Sequence) and not isinstance(content, str):
-            yield from (name for each in content if isinstance(each, Mapping) for name in _chosen(each))
+        else:
+            yield from _texts([each for each in _listed(content) if isinstance(each, Mapping)])
+
+
+def _listed(content: Any) -> list[Any]:
+    return content if isinstance(content, list) else [content]
 
 
 def _texts(content: Any) -> Iterator[str]:
-    """All texts in a text, a list or the values of a mapping."""
+    """All texts in a text or a list; of a mapping those of classes."""
     if isinstance(content, str):
         yield from filter(None, [content.strip()])
     elif isinstance(content, Mapping):
-        for each in content.values():
-            yield from _texts(each)
-    elif isinstance(content, Sequence):
+        yield from _chosen(content)
+    elif isinstance(content, list):
         for each in content:
             yield from _texts(each)

@@ -29,7 +29,12 @@ STUDIO = [
         "data": {"image": "/data/upload/1/0a1b2c3d-a.jpg"},
         "annotations": [
             {"result": [{"type": "choices", "value": {"choices": ["cat"]}}]},
-            {"result": [{"type": "rectanglelabels", "value": {"x": 1, "rectanglelabels": ["traffic light"]}}]},
+            {
+                "result": [
+                    {"type": "rectanglelabels", "value": {"x": 1, "rectanglelabels": ["traffic light"]}},
+                    {"type": "relation", "from_id": "1", "to_id": "2", "direction": "right"},
+                ]
+            },
             {"was_cancelled": True, "result": [{"type": "choices", "value": {"choices": ["dog"]}}]},
         ],
     },
@@ -42,6 +47,18 @@ STUDIO = [
 MINIMAL = [
     {"image": "a.jpg", "choice": {"choices": ["cat", "traffic light"]}, "id": 1},
     {"image": "b.jpg", "label": [{"x": 3, "rectanglelabels": ["cat"]}], "annotator": 1},
+]
+NAMED = [
+    {
+        "photo": "https://bucket.example/a.jpg?X-Amz-Date=1&X-Amz-Signature=2f.b",
+        "animal": {"choices": ["cat", "traffic light"]},
+        "note": "far",
+    },
+    {"photo": "https://bucket.example/b.jpg?X-Amz-Date=1", "animal": "cat", "note": "dark"},
+]
+BRUSHED = [
+    {"image": "a.jpg", "labels": [{"format": "rle", "rle": [1], "brushlabels": ["cat", "traffic light"]}]},
+    {"image": "b.jpg", "kinds": [{"taxonomy": [["animal", "cat"]]}]},
 ]
 
 
@@ -58,12 +75,20 @@ TEXTS = {
     "long.csv": "label,image,who\ntraffic light;,a.jpg,me\ncat,a.jpg,me\ncat,b.jpg,you\n",
     "flags.csv": "image,cat,traffic light\na.jpg,1,1\nb.jpg,1,0\n",
     "semicolons.csv": "image;labels\na.jpg;cat|traffic light\nb.jpg;cat\n",
+    "headless.csv": "a.jpg,cat;traffic light\nb.jpg,cat\n",
+    "headless backwards.csv": "cat;traffic light,a.jpg\ncat,b.jpg\n",
+    "exported.csv": "image,labels\na.jpg,cat;traffic light\n\nb.jpg,cat\n,\n",
     "tabs.tsv": "\ufeffimage\tlabels\r\na.jpg\tcat;traffic light\r\nb.jpg\tcat\r\n",
     "choices.csv": 'image,choice,id\na.jpg,"{""choices"":[""cat"",""traffic light""]}",1\nb.jpg,cat,2\n',
     "cvat.xml": CVAT,
     "coco.json": json.dumps(COCO),
     "studio.json": json.dumps(STUDIO),
     "minimal.json": json.dumps(MINIMAL),
+    "named.json": json.dumps(NAMED),
+    "brushed.json": json.dumps(BRUSHED),
+    "text.json": json.dumps(
+        [{"image": "a.jpg", "label": ["cat", "traffic light"]}, {"image": "b.jpg", "label": "cat"}]
+    ),
 }
 
 
@@ -101,6 +126,8 @@ def test_photos_without_labels_are_told_from_photos_that_nobody_looked_at(tmp_pa
         ("none.csv", None, "got nothing: check the path"),
         ("a.zip", "", "got a file .zip"),
         ("a.csv", "image,labels\n", "expected a header"),
+        ("a.csv", "x.jpg,1,0\ny.jpg,0,1\n", "expected a header that names the 3 columns"),
+        ("a.csv", "image,labels\n,cat\n", "row 2: expected 2 cells, got none for the image"),
         ("a.csv", "image,labels\nx.jpg,background\n", "none that means background"),
         ("a.csv", "image,labels\nx.jpg\n", "row 2: expected 2 cells, got 1"),
         ("a.csv", "image,cat,dog\nx.jpg,1,maybe\n", "0 or 1 for each of 2 classes"),
@@ -109,6 +136,7 @@ def test_photos_without_labels_are_told_from_photos_that_nobody_looked_at(tmp_pa
         ("a.json", json.dumps({**COCO, "annotations": [{"id": 5, "image_id": 9, "category_id": 7}]}), "annotation 5"),
         ("a.json", json.dumps([{"annotations": []}]), "got JSON without 'data'"),
         ("a.json", json.dumps([{"data": {"text": "x"}, "annotations": []}]), "task 1: expected the name of an image"),
+        ("a.json", json.dumps([{"image": "a.jpg", "animal": "cat"}]), "got 1 tasks with animal, image: export as JSON"),
         ("a.xml", "<annotation/>", "expected `annotations`"),
         ("a.xml", '<!DOCTYPE a [<!ENTITY b "c">]><annotations>&b;</annotations>', "EntitiesForbidden"),
         ("folder", {}, "expected VOC's XML files in it"),
@@ -130,6 +158,41 @@ def test_all_faulty_rows_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(RRMErrors) as error:
         read_image_labels(source)
     assert len(error.value.faults) == 2
+
+
+def _coco_with(category: int) -> str:
+    images = [{"id": 1, "file_name": "a"}, {"id": 2, "file_name": "good"}]
+    annotations = [{"image_id": image, "category_id": each} for image, each in ((1, 7), (1, category), (2, 7))]
+    return json.dumps({"images": images, "annotations": annotations, "categories": [{"id": 7, "name": "cat"}]})
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "image,labels\na\ngood,cat\na,dog\n"),
+        ("a.csv", "image,cat,dog\na,1,maybe\ngood,1,0\na,1,0\n"),
+        ("a.csv", "image,labels\na,background;cat\ngood,cat\n"),
+        ("a.json", _coco_with(9)),
+        ("a.json", json.dumps([{"annotations": []}, {"data": {"image": "good.jpg"}, "annotations": [
+            {"result": [{"value": {"choices": ["cat"]}}]}]}])),
+        ("a.json", json.dumps([{"image": "a.jpg", "choice": "\ud800"}, {"image": "good.jpg", "choice": "cat"}])),
+        ("folder", "<annotation><object><name>cat</name></object></annotation>"),
+    ],
+)  # fmt: skip
+def test_faults_are_collected_and_their_images_left_out(name: str, content: str, tmp_path: Path) -> None:
+    source, faults = tmp_path / name, list[str]()
+    if name == "folder":
+        source.mkdir()
+        (source / "a.xml").write_text("<annotation>")
+        (source / "good.xml").write_text(content)
+    else:
+        source.write_text(content)
+    labels = read_image_labels(source, faults=faults).labels
+    assert {Path(image).stem: found for image, found in labels.items()} == {"good": ("cat",)}
+    assert len(faults) == 1
+    with pytest.raises(RRMErrors) as error:
+        read_image_labels(source)
+    assert error.value.faults == faults
 
 
 def test_names_mean_the_photo_with_most_of_their_folders() -> None:

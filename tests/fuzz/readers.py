@@ -156,7 +156,7 @@ def _own_labels(name: str) -> Callable[[Path], Callable[[], Any]]:
 
     def prepare(folder: Path) -> Callable[[], Any]:
         photos = {name: folder / f"{name}.jpg" for name in ("a", "b", "c/a")}
-        return lambda: match_images(read_image_labels(folder / name, ("traffic light",)).labels, photos, [])
+        return lambda: match_images(read_image_labels(folder / name, ("traffic light",), []).labels, photos, [])
 
     return prepare
 

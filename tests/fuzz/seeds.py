@@ -214,6 +214,7 @@ def own_tables() -> list[bytes]:
     return [
         *tables(),
         b"filename;class\na.jpg;cat|dog\n",
+        b"a.jpg,cat\nc/a.jpg,dog;traffic light\n",
         b"image,cat,dog\na,1,0\nb,0,yes\n",
         b'image,choice,id\na,"{""choices"":[""cat"",[{""x"":""dog""}]]}",1\nb,[1],2\n',
         b"image,choice\na," + b"[" * 100_000 + b"\n",
@@ -222,7 +223,8 @@ def own_tables() -> list[bytes]:
 
 def own_json() -> list[bytes]:
     result = [
-        {"type": "choices", "value": {"choices": ["cat"], "taxonomy": [["x", "dog"]], "rectanglelabels": ["cat"]}}
+        {"type": "choices", "value": {"choices": ["cat"], "taxonomy": [["x", "dog"]], "rectanglelabels": ["cat"]}},
+        {"type": "relation", "from_id": "a", "to_id": "b"},
     ]
     tasks = [
         {
@@ -231,7 +233,10 @@ def own_json() -> list[bytes]:
         },
         {"data": {"photo": "/data/local-files/?d=c%2Fa.jpg"}, "annotations": []},
     ]
-    minimal = [{"image": "a.jpg", "choice": {"choices": ["cat"]}, "label": [{"polygonlabels": ["dog"]}]}]
+    minimal = [
+        {"image": "a.jpg", "choice": {"choices": ["cat"]}, "label": [{"polygonlabels": ["dog"]}]},
+        {"photo": "https://x/c/a.jpg?y=b", "choice": "cat", "label": [{"format": "rle", "brushlabels": ["cat"]}]},
+    ]
     deep: Any = "cat"
     for _ in range(900):
         deep = [deep]
