@@ -16,21 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image
+from PIL import Image
 
 from rrm.datasets.assembly import new_folder, refuse_occupied, write_lists
-from rrm.datasets.image_labels import match_images, read_image_labels
+from rrm.datasets.image_labels import match_images, name_faults, read_image_labels
 from rrm.datasets.published import link_or_copy
 from rrm.datasets.splitting import split_photos
 from rrm.datasets.voc import collect_faults, raise_faults
-from rrm.errors import RRMError
-from rrm.own_project import Start, write_project
+from rrm.errors import RRMError, RRMErrors
+from rrm.own_project import Start, refuse_project, write_project
 from rrm.photo_checks import PhotoFacts, alike, contact_sheet, inspect
-from rrm.photos import read_photo
+from rrm.photos import orientation, read_photo
 from rrm.progress import tracked
 from rrm.segment_files import Source
 from rrm.segmenting import find_photos
-from rrm.videos import is_video
 
 MAX_PIXELS = 50_000_000
 """As `dataset.max_pixels`."""
@@ -124,36 +123,42 @@ def take_in(images: Sequence[str], out: Path, wishes: Wishes) -> OwnData:
         RRMErrors: every fault at once: photos that cannot be read, labels of no photo, names that are no classes.
         RRMError: too few photos or classes.
     """
+    _check_classes(wishes.classes)
     faults: list[str] = []
-    sources = collect_faults(faults, find_photos, images, out, faults) or []
+    sources = find_photos(images, out, faults, videos=False)
     files = {source.name: source.path for source in sources if _usable(source, faults)}
+    facts = _inspected(files, faults)
     if wishes.labels is None:
-        files, told = _by_folders(files)
+        told = _by_folders({name: files[name] for name in facts})
+        facts = {name: facts[name] for name in told}
     else:
         told = collect_faults(faults, _by_source, wishes, files, faults) or {}
-    facts = _inspected(files, faults)
     found = {name: tuple(sorted(labels)) for name, labels in told.items() if labels or wishes.background}
-    _check_classes(found, wishes.classes, faults)
-    if not wishes.skip_faulty or not facts:
+    wrong = _wrongly_labelled(found, wishes.classes, faults)
+    labels = {name: labels for name, labels in found.items() if name in facts and name not in wrong}
+    if not wishes.skip_faulty or not any(labels.values()):
         raise_faults("own photos", faults)
-    labels = {name: labels for name, labels in found.items() if name in facts and _known(labels, wishes.classes)}
-    classes = wishes.classes or tuple(sorted({label for each in labels.values() for label in each}))
-    if not 1 <= len(classes) <= _MOST_CLASSES:
-        raise RRMError(
-            f"labels: expected 1 to {_MOST_CLASSES} classes on {len(facts)} photos, got {len(classes)}: give --labels, "
-            "or photos in a folder for each class"
-        )
-    return _divided({name: files[name] for name in facts}, facts, labels, classes, wishes, faults)
+    try:
+        return _divided({name: files[name] for name in facts}, facts, labels, wishes, faults)
+    except RRMError as error:
+        if not faults:
+            raise
+        raise RRMErrors("own photos", [str(error), *dict.fromkeys(faults)]) from None  # too little is left without them
 
 
 def _divided(
     files: Mapping[str, Path],
     facts: Mapping[str, PhotoFacts],
     labels: Mapping[str, tuple[str, ...]],
-    classes: tuple[str, ...],
     wishes: Wishes,
     faults: Sequence[str],
 ) -> OwnData:
+    classes = wishes.classes or tuple(sorted({label for each in labels.values() for label in each}))
+    if not 1 <= len(classes) <= _MOST_CLASSES:
+        raise RRMError(
+            f"labels: expected 1 to {_MOST_CLASSES} classes on {len(facts)} photos, got {len(classes)}: give --labels, "
+            "or photos in a folder for each class"
+        )
     groups = alike(facts)
     together = [kept for group in groups if (kept := [name for name in group if name in labels])]
     train, val = split_photos(labels, together, wishes.val, wishes.seed)
@@ -162,10 +167,8 @@ def _divided(
 
 
 def _usable(source: Source, faults: list[str]) -> bool:
-    """Whether it is a photo whose name can stand in a list, one a line; videos are passed over."""
+    """Whether the photo's name can stand in a list, one a line."""
     name = source.name
-    if is_video(source.path):
-        return False
     if name == name.strip() and len(name.splitlines()) == 1:
         return True
     faults.append(
@@ -174,8 +177,8 @@ def _usable(source: Source, faults: list[str]) -> bool:
     return False
 
 
-def _by_folders(files: Mapping[str, Path]) -> tuple[dict[str, Path], dict[str, set[str]]]:
-    """Labels from the names of the photos' folders; one file in several folders is one photo with several classes."""
+def _by_folders(files: Mapping[str, Path]) -> dict[str, set[str]]:
+    """Labels from the names of the photos' folders; one file in several folders is the first of them, with all."""
     firsts: dict[str, str] = {}
     found: dict[str, set[str]] = {}
     sizes = Counter(path.stat().st_size for path in files.values())
@@ -183,14 +186,14 @@ def _by_folders(files: Mapping[str, Path]) -> tuple[dict[str, Path], dict[str, s
         same = hashlib.sha256(path.read_bytes()).hexdigest() if sizes[path.stat().st_size] > 1 else name
         first = firsts.setdefault(same, name)
         folder, within, _ = name.partition("/")
-        found.setdefault(first, set()).update([folder] * bool(within))
-    return {name: files[name] for name in found}, found
+        found.setdefault(first, set()).update([folder.strip()] * bool(within))
+    return found
 
 
 def _by_source(wishes: Wishes, files: Mapping[str, Path], faults: list[str]) -> dict[str, set[str]]:
     """Labels from a source, by the photos' names."""
     assert wishes.labels is not None
-    read = read_image_labels(wishes.labels, wishes.classes).labels
+    read = read_image_labels(wishes.labels, wishes.classes, faults).labels
     matched = match_images(read, files, faults)
     return {name: {label for each in told for label in read[each]} for name, told in matched.items()}
 
@@ -204,17 +207,25 @@ def _inspected(files: Mapping[str, Path], faults: list[str]) -> dict[str, PhotoF
     return facts
 
 
-def _known(labels: Iterable[str], classes: Sequence[str]) -> bool:
-    return not classes or set(labels) <= set(classes)
+def _check_classes(classes: Sequence[str]) -> None:
+    """Refuse names that no class can have, and doubled ones."""
+    doubled = [
+        f"classes: expected different names, got {name!r} {count} times: leave one"
+        for name, count in Counter(classes).items()
+        if count > 1
+    ]
+    raise_faults("classes", [*name_faults({"classes": classes}), *doubled])
 
 
-def _check_classes(found: Mapping[str, Iterable[str]], classes: Sequence[str], faults: list[str]) -> None:
+def _wrongly_labelled(found: Mapping[str, Iterable[str]], classes: Sequence[str], faults: list[str]) -> set[str]:
+    """Photos with labels that are not among the classes, or that no class can have; messages on them are appended."""
+    wrong = name_faults(found)
     for name, labels in found.items():
-        if not _known(labels, classes):
-            wrong = sorted(set(labels) - set(classes))
-            faults.append(
-                f"{name}: expected labels among {', '.join(classes)}, got {wrong}: correct it or add the class"
-            )
+        if classes and (others := sorted(set(labels) - set(classes))):
+            fault = f"{name}: expected labels among {', '.join(classes)}, got {others}: correct it or add the class"
+            wrong[fault] = [name]
+    faults += wrong
+    return {name for names in wrong.values() for name in names}
 
 
 # ---- the folder ----
@@ -236,6 +247,7 @@ def make_project(folder: Path, images: Sequence[str], wishes: Wishes, start: Sta
         RRMErrors: `take_in`. RRMError: the folder holds something.
     """
     folder = folder.resolve()
+    refuse_project(folder)
     refuse_occupied(folder)
     start.values()  # before all photos are read
     data = take_in(images, folder, wishes)
@@ -260,8 +272,7 @@ def _place(source: Path, folder: Path, name: str) -> None:
     """Link or copy a photo that a data set's reader takes as people see it; write any other one anew, upright."""
     with Image.open(source) as image:
         suffix = {"JPEG": ".jpg", "PNG": ".png"}.get(image.format or "")
-        turned = image.format == "JPEG" and image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        plain = image.mode in ("L", "RGB") and not turned and not image.has_transparency_data
+        plain = image.mode in ("L", "RGB") and orientation(image) == 1 and not image.has_transparency_data
     if suffix and plain:
         link_or_copy(source, folder / f"{name}{suffix}")
         return
@@ -284,7 +295,8 @@ def _write_check(folder: Path, data: OwnData) -> None:
     _write_csv(folder / "photos.csv", header, rows)
     _write_csv(folder / "classes.csv", ["class", "photos", "train", "val"], data.counts())
     if data.left_out:
-        (folder / "left_out.txt").write_text("".join(f"{fault}\n" for fault in data.left_out), encoding="utf-8")
+        text = "".join(f"{fault}\n" for fault in data.left_out)
+        (folder / "left_out.txt").write_text(text, "utf-8", "backslashreplace")
     if odd := _sheet_rows(data, notes):
         contact_sheet(odd).save(folder / "suspicious.png")
 
@@ -302,7 +314,7 @@ def _sheet_rows(data: OwnData, notes: Mapping[str, Sequence[str]]) -> dict[str, 
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)

@@ -40,10 +40,12 @@ class Start:
         """What the template of the configuration asks for.
 
         Raises:
-            RRMError: steps or weights that cannot be used.
+            RRMError: steps, seed or weights that cannot be used.
         """
         if self.steps < 1:
             raise RRMError(f"steps: expected at least 1, got {self.steps}: use {STEPS}")
+        if self.seed < 0:
+            raise RRMError(f"seed: expected at least 0, got {self.seed}: use 0")
         common = {"steps": self.steps, "classifier_steps": _CLASSIFIER_STEPS * self.steps, "seed": self.seed}
         if self.weights is None:
             return {**common, "long_side": 160}
@@ -88,6 +90,19 @@ def workflow_file() -> Path:
             "it with `make install`, or `pip install --editable '.[workflow]'` in a clone"
         )
     return path
+
+
+def refuse_project(folder: Path) -> None:
+    """Refuse a folder that is a project already: what was trained there is not to be removed for another one.
+
+    Raises:
+        RRMError: it is one.
+    """
+    if (folder / "config.yaml").is_file() and (folder / "Snakefile").is_file():
+        raise RRMError(
+            f"{folder}: expected a new or an empty folder, got a project: name another folder for other photos, "
+            "classes or weights; steps and the like are changed in its config.yaml"
+        )
 
 
 def write_project(folder: Path, name: str, start: Start, *, background: bool) -> None:

@@ -132,12 +132,22 @@ def _as_rgb(image: Image.Image, name: str) -> Photo:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image turned by its EXIF orientation; as it is stored where EXIF is damaged, as viewers show it."""
-    try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # Pillow raises whatever it meets on odd tags
-        return image
+    turn = _TURNS.get(orientation(image))
     return image if turn is None else image.transpose(turn)
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8; 1, as it is stored, where there is none or EXIF is damaged, as viewers show it.
+
+    Example:
+        >>> orientation(Image.new("L", (4, 3)))
+        1
+    """
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return int(value) if value in _TURNS else 1
+    except Exception:  # Pillow raises whatever it meets on odd tags
+        return 1
 
 
 def _from_deep_grey(image: Image.Image, name: str) -> Photo:

@@ -31,7 +31,7 @@ def split_photos(
         Photos to train on and photos held out, each in the order of `labels`.
 
     Raises:
-        RRMError: share out of range; all photos are in one group, or there are less than two.
+        RRMError: share or seed out of range; all photos are in one group, or there are less than two.
 
     Example:
         >>> labels = {f"{k:02d}": ["cat"] if k < 8 else ["dog"] for k in range(12)}
@@ -41,6 +41,8 @@ def split_photos(
     """
     if not 0 < share < 1:
         raise RRMError(f"share: expected a share of photos to hold out above 0 and below 1, got {share}: use 0.2")
+    if seed < 0:
+        raise RRMError(f"seed: expected at least 0, got {seed}: use 0")
     grouped = {name for group in groups for name in group}
     units = [list(group) for group in groups] + [[name] for name in labels if name not in grouped]
     if len(units) < 2:

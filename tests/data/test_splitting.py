@@ -39,6 +39,11 @@ def test_photos_that_all_differ_leave_one_out() -> None:
     assert (len(train), len(val)) == (2, 1)
 
 
+def test_a_seed_is_not_negative() -> None:
+    with pytest.raises(RRMError, match="seed: expected at least 0, got -1"):
+        split_photos({"a": ["x"], "b": ["x"]}, [], 0.2, -1)
+
+
 @pytest.mark.parametrize(
     ("labels", "groups", "share"),
     [({"a": ["x"]}, [], 0.2), ({"a": [], "b": []}, [["a", "b"]], 0.2), ({"a": [], "b": []}, [], 1.0)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from PIL import Image
 
 from rrm.cli import main
 from rrm.datasets.voc import VocLayout, read_classes
+from rrm.errors import RRMErrors
+from rrm.own_data import Wishes, take_in
+from rrm.photos import read_photo
 from tests.prediction.conftest import made_photo
 
 SIZE = (120, 160)
@@ -102,6 +106,95 @@ def test_all_faults_are_told_at_once_and_nothing_is_written(
     assert len(rows) == 10 and rows["p07"]["notes"] == "unlabelled"
 
 
+def test_faulty_rows_do_not_hide_other_faults(
+    photos: Path, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "p03.jpg").write_bytes(b"no photo")
+    labels.write_text(labels.read_text().replace("p05.jpg,cat", "p05.jpg") + "p99.jpg,cat\n")
+    arguments = ["init", str(tmp_path / "mine"), "--images", str(photos), "--labels", str(labels)]
+    assert main(arguments) == 1
+    told = capsys.readouterr().err
+    assert "3 fault(s)" in told and all(name in told for name in ("p03.jpg", "row 7", "p99.jpg"))
+    assert main([*arguments, "--skip-faulty"]) == 0
+    assert len((tmp_path / "mine" / "check" / "left_out.txt").read_text().splitlines()) == 3
+    rows = {row["image"]: row["labels"] for row in table(tmp_path / "mine" / "check" / "photos.csv")}
+    assert len(rows) == 11 and rows["p05"] == "" and rows["p07"] == "cat"
+
+
+def test_labels_that_cannot_be_read_are_the_fault_that_is_told(
+    photos: Path, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["init", str(tmp_path / "mine"), "--images", str(photos), "--labels", str(labels), "--skip-faulty"]
+    labels.write_bytes(b"image,labels\np00.jpg,\xff\n")
+    assert main(arguments) == 1
+    told = capsys.readouterr().err
+    assert "expected a CSV file in UTF-8" in told and "classes" not in told
+    labels.write_text("image,labels\np00.jpg,cat\np99.jpg,dog\n")
+    assert main(arguments) == 1
+    told = capsys.readouterr().err
+    assert "p99.jpg" in told and "expected at least 2 that are labelled" in told
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (("cat", "Background"), "got 'Background': rename it"),
+        (("cat", "dog", "cat"), "got 'cat' 2 times: leave one"),
+        (("a;b",), "got 'a;b'"),
+        (("a\u2028b",), "without ';' and line breaks"),
+    ],
+)
+def test_classes_that_nothing_can_be_trained_on(classes: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(RRMErrors, match=message):
+        take_in([str(tmp_path / "none")], tmp_path / "out", Wishes(classes=classes, skip_faulty=True))
+
+
+def test_a_folder_is_no_class_of_background(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder, first in {"background": 0, "cat": 4, "dog ": 8}.items():
+        (photos / folder).mkdir()
+        for number in range(first, first + 4):
+            (photos / f"p{number:02d}.jpg").rename(photos / folder / f"{number}.jpg")
+    (photos / "dog " / "broken.jpg").symlink_to("nowhere")
+    arguments = ["init", str(tmp_path / "mine"), "--images", str(photos)]
+    assert main(arguments) == 1
+    told = capsys.readouterr().err
+    assert "got 'background': rename it" in told and "broken.jpg" in told
+    assert main([*arguments, "--skip-faulty"]) == 0
+    assert (tmp_path / "mine" / "data" / "classes.txt").read_text() == "cat\ndog\n"
+
+
+def test_names_that_are_no_utf8_are_told(
+    photos: Path, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(photos, os.fsdecode(b"caf\xe9.jpg"), made_photo(*SIZE, seed=40))
+    arguments = ["init", str(tmp_path / "mine"), "--images", str(photos), "--labels", str(labels)]
+    assert main(arguments) == 1
+    told = capsys.readouterr().err
+    assert "1 fault(s)" in told and r"caf\udce9.jpg" in told
+    assert main([*arguments, "--skip-faulty"]) == 0
+    assert r"caf\udce9.jpg" in (tmp_path / "mine" / "check" / "left_out.txt").read_text()
+
+
+def test_training_sees_photos_as_masks_show_them(photos: Path, labels: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (photos / "p00.jpg").unlink()
+    files = [
+        save(photos, "p00.png", made_photo(*SIZE, seed=50), exif=exif),
+        save(photos, "p01.jpg", made_photo(*SIZE, seed=51), dpi=(72, 72), exif=b"Exif\0\0 no TIFF at all"),
+    ]
+    with Image.open(files[1]) as damaged, pytest.raises(SyntaxError):
+        damaged.getexif()
+    project = tmp_path / "mine"
+    assert main(["init", str(project), "--images", str(photos), "--labels", str(labels)]) == 0
+    data = VocLayout(project / "data", ("cat", "dog"), labels="labels.csv")
+    for path, height in zip(files, (SIZE[1], SIZE[0]), strict=True):
+        trained = data.read_photo(path.stem)
+        assert trained.shape[0] == height
+        assert np.array_equal(trained, read_photo(data.photo_path(path.stem)))
+        assert np.abs(trained.astype(int) - read_photo(path)).mean() < 3
+
+
 def test_odd_photos_are_shown(photos: Path, labels: Path, tmp_path: Path) -> None:
     save(photos, "p01.jpg", made_photo(40, 60, seed=1))
     save(photos, "p02.jpg", made_photo(*SIZE, seed=2) // 12)
@@ -127,3 +220,14 @@ def test_what_is_there_is_not_overwritten(
     (tmp_path / "mine" / "notes.txt").write_text("keep me")
     assert main(["init", str(tmp_path / "mine"), "--images", str(photos), "--labels", str(labels)]) == 1
     assert "expected a new or an empty folder" in capsys.readouterr().err
+
+
+def test_a_project_is_kept(photos: Path, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["init", str(tmp_path / "mine"), "--images", str(photos), "--labels", str(labels)]
+    assert main([*arguments, "--seed", "-1"]) == 1
+    assert "seed: expected at least 0, got -1" in capsys.readouterr().err
+    assert main(arguments) == 0
+    capsys.readouterr()
+    assert main(arguments) == 1
+    told = capsys.readouterr().err
+    assert "got a project: name another folder" in told and "remove" not in told
