@@ -224,6 +224,13 @@ def prepare_worker(number: int = 0) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.excepthook = _tell_fault
+
+
+def _tell_fault(kind: type[BaseException], fault: BaseException, trace: TracebackType | None) -> None:
+    """As Python does, but for the thread that hands batches over: its parent has ended while it took one."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, fault, trace)
 
 
 def end_workers() -> None:
