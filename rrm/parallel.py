@@ -59,7 +59,7 @@ def run_ranges(work: Callable[[int, int], Result], size: int, threads: int, part
     none, so nobody waits for it.
 
     Args:
-        work: releases Python's lock, and touches nothing that another range does.
+        work: releases Python's lock, and touches nothing that another range does, and no GPU.
         size: >= 0.
         threads: 1 or less works in the caller's thread, on a single range.
         parts: number of ranges; None gives a few a thread.
@@ -118,8 +118,16 @@ def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item], th
     return [result for results in done for result in results]
 
 
+def _one_thread(name: str) -> ThreadPoolExecutor:
+    """A thread with the current GPU of the one that asks for it: CUDA has one for each thread, at first the first."""
+    cuda = sys.modules.get("torch.cuda")
+    if cuda is None or not cuda.is_initialized():
+        return ThreadPoolExecutor(1, name)
+    return ThreadPoolExecutor(1, name, cuda.set_device, (cuda.current_device(),))
+
+
 def prefetched(items: Iterable[Item], ahead: int = 1) -> Iterator[Item]:
-    """Yield items that a thread of their own takes from `items` meanwhile.
+    """Yield items that a thread of their own takes from `items` meanwhile; it uses the caller's current GPU.
 
     Args:
         items: what takes long in there should release Python's lock, as files and a GPU do.
@@ -130,7 +138,7 @@ def prefetched(items: Iterable[Item], ahead: int = 1) -> Iterator[Item]:
         ['a', 'b', 'c']
     """
     source, end = iter(items), object()
-    thread = ThreadPoolExecutor(1, thread_name_prefix="rrm-ahead")
+    thread = _one_thread("rrm-ahead")
     waiting = deque(thread.submit(next, source, end) for _ in range(ahead))
     try:
         while (item := waiting.popleft().result()) is not end:

@@ -196,6 +196,25 @@ def test_whoever_stops_early_leaves_no_thread() -> None:
     assert threading.active_count() == before
 
 
+def test_threads_use_the_gpu_of_the_thread_that_starts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = threading.local()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: getattr(threads, "gpu", 0))
+    monkeypatch.setattr(torch.cuda, "set_device", partial(setattr, threads, "gpu"))
+
+    def used() -> list[tuple[int, int]]:
+        items = (torch.cuda.current_device() for _ in range(5))
+        found = map_alike(lambda batch: [(at, torch.cuda.current_device()) for at in batch], items, str, lambda _: 1, 2)
+        return list(found)
+
+    assert used() == [(0, 0)] * 5
+    torch.cuda.set_device(1)
+    assert used() == [(1, 1)] * 5
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: pytest.fail("a context for a process that uses no GPU"))
+    assert list(prefetched(iter("ab"))) == ["a", "b"]
+
+
 def test_batches_are_alike_bounded_and_in_order() -> None:
     batches: list[list[int]] = []
 
