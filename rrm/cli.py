@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -326,6 +325,7 @@ def _print_scores(arguments: argparse.Namespace) -> None:
 def _plan(arguments: argparse.Namespace) -> None:
     from rrm.cost import planned_jobs
     from rrm.plan import plan_json, plan_notes, plan_table, plan_text
+    from rrm.progress import say
     from rrm.rates import Rates, measure_rates
     from rrm.store import atomic_path
     from rrm.tables import write_table
@@ -334,8 +334,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     config = load(*arguments.config)
     rates = None
     if arguments.measure:
-        told = partial(print, file=sys.stderr, flush=True)
-        rates = measure_rates(config, planned_jobs(config), pick_device(arguments.device), arguments.threads, told)
+        rates = measure_rates(config, planned_jobs(config), pick_device(arguments.device), arguments.threads, say)
         if arguments.rates:
             with atomic_path(arguments.rates) as temporary:
                 temporary.write_text(rates.to_json(), encoding="utf-8")
@@ -565,9 +564,11 @@ def _stoppable() -> Iterator[None]:
 
 def _report(message: str) -> None:
     """Print what went wrong, once where several processes meet the same fault."""
+    from rrm.progress import say
+
     if os.environ.get("WORLD_SIZE", "1") != "1":
         from rrm.distributed import first_to_fail
 
         if not first_to_fail():
             return
-    print(message, file=sys.stderr)
+    say(message)

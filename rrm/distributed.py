@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from rrm.errors import RRMError
 from rrm.lease import FOLDER, choosing, give_back, hold, lease, too_few_gpus
+from rrm.progress import say
 
 TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others, which may be writing a checkpoint or compiling a kernel."""
@@ -63,7 +63,7 @@ def processes_here() -> int:
 def tell(text: str) -> None:
     """Print a line on standard error, once for all processes."""
     if is_first():
-        print(text, file=sys.stderr, flush=True)
+        say(text)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rrm.errors import RRMError
+from rrm.progress import say
 
 FOLDER = Path("/tmp/rrm-gpus")  # noqa: S108 (the same one for all users and jobs, so not TMPDIR; nothing secret is in it)
 """Where the files lie; containers that share cards must share it too."""
@@ -121,7 +122,7 @@ def _wait(ready: Callable[[], bool], what: Callable[[], str], log_seconds: float
     while not ready():
         if time.monotonic() - told >= log_seconds:
             told = time.monotonic()
-            print(f"waiting for {what()}", file=sys.stderr, flush=True)
+            say(f"waiting for {what()}")
         time.sleep(_POLL)
 
 

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import TypeVar
 
 from tqdm import tqdm
 
 Item = TypeVar("Item")
+
+
+def say(text: str = "", end: str = "\n") -> None:
+    """Print a line on standard error. Once nobody can read it, nothing that goes there ends the work.
+
+    A batch system sends SIGTERM to `tee` as well, and a line that comes after that has no reader: the state of a
+    training has still to be saved. Nor does what Python keeps to write at the end then change the exit code.
+    """
+    try:
+        print(text, end=end, file=sys.stderr, flush=True)
+    except OSError:
+        with suppress(OSError), open(os.devnull, "w") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), sys.stderr.fileno())
 
 
 def _clock(seconds: float) -> str:
@@ -55,11 +70,7 @@ class Progress:
         rate = (self.done - self._first) / spent
         left = _clock((self.total - self.done) / rate) if rate else "?"
         shown = "".join(f"  {k} {v:.4g}" for k, v in values.items())
-        print(
-            f"{self.name}  {self.done}/{self.total}{shown}  {rate * self.unit_size:.1f} images/s  ETA {left}",
-            file=sys.stderr,
-            flush=True,
-        )
+        say(f"{self.name}  {self.done}/{self.total}{shown}  {rate * self.unit_size:.1f} images/s  ETA {left}")
 
     def close(self) -> None:
         """End the bar."""

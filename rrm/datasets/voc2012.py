@@ -8,7 +8,6 @@ trains, is VOC's train with both lists of SBD, without VOC's val. Its masks are 
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +32,7 @@ from rrm.datasets.matlab import read_field
 from rrm.datasets.published import Archive, Folder, md5_of, open_published
 from rrm.datasets.voc import VOC_CLASSES, VocLayout, collect_faults, encode_mask, raise_faults
 from rrm.errors import RRMError
-from rrm.progress import tracked
+from rrm.progress import say, tracked
 
 Published = Folder | Archive
 _VOC_FOLDERS = ("VOCdevkit/VOC2012", "VOC2012", "")
@@ -214,7 +213,7 @@ def _require(voc: Sequence[Path], sbd: Path, release: Release) -> None:
 
 
 def _checksum(path: Path) -> str:
-    print(f"checksum of {path}", file=sys.stderr, flush=True)  # minutes on a slow disk
+    say(f"checksum of {path}")  # minutes on a slow disk
     return md5_of(path)
 
 

@@ -53,6 +53,26 @@ def test_a_killed_dataloader_worker_ends_the_training_with_one_message(photos: P
     assert 0 <= lost < 5 + 5  # an interval, and what was done while a checkpoint was being written: less than another
 
 
+@pytest.mark.parametrize("preloaded", [False, True])
+def test_sigterm_saves_the_state_of_a_training_whose_messages_nobody_reads(
+    photos: Path, tmp_path: Path, preloaded: bool, request: pytest.FixtureRequest
+) -> None:
+    if preloaded:
+        request.getfixturevalue("driver")
+    chatty = LONG.replace("every: 5", "every: 100000").replace("{workers", "{log_seconds: 0.01, workers")
+    command = classifier(photos, tmp_path / "classifier.pth", chatty)
+    process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE)
+    until(lambda: steps_done(tmp_path) > 3 or process.poll() is not None, "steps")
+    assert process.stderr is not None
+    assert any(b"images/s" in line for line in process.stderr)
+    process.stderr.close()
+    done = steps_done(tmp_path)
+    until(lambda: steps_done(tmp_path) > done + 3 or process.poll() is not None, "more steps")
+    process.terminate()
+    assert process.wait(timeout=120) == 143
+    assert resumed_step(tmp_path) == steps_done(tmp_path) > done + 3
+
+
 _POOL = """
 import multiprocessing, os, signal, sys, threading, time
 from rrm.errors import RRMError
