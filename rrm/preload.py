@@ -77,10 +77,11 @@ def run_there(arguments: Sequence[str]) -> int | None:
         arguments: of `rrm`, the stage first.
 
     Returns:
-        Its exit status, -N where signal N ended it; None where nobody answers, and nothing has been done.
+        Its exit status, -N where signal N ended it; None where nobody answers, and nothing has been done. So it is in
+        a process that torchrun has started: each one has to be its child, to end with it.
     """
     address = os.environ.get(ADDRESS)
-    if not (address and arguments):
+    if not (address and arguments) or "WORLD_SIZE" in os.environ:
         return None
     with socket.socket(socket.AF_UNIX) as connection:
         try:

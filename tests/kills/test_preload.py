@@ -142,6 +142,20 @@ def test_the_process_that_waits_ends_with_its_driver(
     until(lambda: _gone(waiting), "the process that waits to end", seconds=20)
 
 
+def test_processes_of_torchrun_run_themselves_and_end_with_it(
+    driver: subprocess.Popen[str], photos: Path, tmp_path: Path
+) -> None:
+    command = classifier(photos, tmp_path / "classifier.pth", LONG.replace("runtime: {", "runtime: {device: cpu, "))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command[1:]]
+    call = subprocess.Popen(torchrun, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    until(lambda: steps_done(tmp_path) > 3 or call.poll() is not None, "steps")
+    processes = [each for each in below(call.pid).values() if each.parent == call.pid and "rrm" in each.arguments]
+    assert len(processes) == 2 and not forked(below(driver.pid))
+    call.kill()
+    call.wait()
+    until(lambda: all(map(_gone, processes)), "the processes of torchrun to end", seconds=20)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 def test_other_users_get_nothing_run(driver: subprocess.Popen[str], tmp_path: Path) -> None:
     address = os.environ[preload.ADDRESS]
