@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rrm.errors import RRMErrors
-from rrm.limits import CONFIG_BYTES, CONFIG_NODES, Refused, read_text
+from rrm.limits import CONFIG_BYTES, CONFIG_DEPTH, CONFIG_NODES, Refused, read_text
 from rrm.recipes import METHOD_RECIPES, NETWORK_RECIPES, ONE_STEP_RECIPES, RANDOM_WALK_RECIPE
 
 Positive = Annotated[float, Field(gt=0)]
@@ -806,9 +806,23 @@ def resolve(raw: Mapping[str, Any], source: str = "config") -> Config:
         raise RRMErrors(source, _faults(error)) from None
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses values that lie too deep in each other when it comes to them."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self._depth += 1
+        if self._depth > CONFIG_DEPTH:
+            raise Refused(f"values more than {CONFIG_DEPTH} deep in each other")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
 def _yaml(text: str) -> Any:
     """What a text in YAML says: plain values, no Python objects."""
-    loader = yaml.SafeLoader(text)
+    loader = _Loader(text)
     node = loader.get_single_node()
     if node is None:
         return None

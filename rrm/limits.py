@@ -12,9 +12,13 @@ from pathlib import Path
 CONFIG_BYTES = 1 << 20
 CONFIG_NODES = 100_000
 """Values in a configuration file, each alias (`*name`) counted with all that it stands for."""
+CONFIG_DEPTH = 50
+"""Of values in each other in a configuration file: PyYAML looks through all open brackets at each word."""
 ANNOTATION_BYTES = 1 << 20
 TEXT_BYTES = 256 << 20
 """Of a list of photos, a table of labels, a list of classes, a file of rates."""
+COCO_BYTES = 2 << 30
+"""Of one of COCO's annotation files; those of 2017's training photos have 0.47 GB."""
 MEMBER_BYTES = 64 << 20
 """Of one file of a published data set, packed or not."""
 MEMBERS = 250_000
@@ -54,9 +58,14 @@ def read_file(path: str | os.PathLike[str], largest: int) -> bytes:
         rrm.limits.Refused: more than 2 bytes
     """
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise Refused("a folder, pipe or device")
-        content = file.read(largest + 1)
+        if status.st_size > largest:
+            raise Refused(f"more than {largest} bytes")
+        content = file.read(status.st_size + 1)  # room is taken for all that is asked for
+        while len(content) <= largest and (more := file.read(1 << 16)):  # it has grown
+            content += more
     if len(content) > largest:
         raise Refused(f"more than {largest} bytes")
     return content

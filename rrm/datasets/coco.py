@@ -35,6 +35,7 @@ from rrm.datasets.published import leaves_folder, link_or_copy
 from rrm.datasets.voc import PHOTO_SUFFIXES, VocLayout, collect_faults, encode_mask, raise_faults
 from rrm.errors import RRMError, RRMErrors
 from rrm.labels import IGNORE
+from rrm.limits import COCO_BYTES, Refused, read_file
 from rrm.progress import tracked
 from rrm.provenance import file_digest
 
@@ -219,9 +220,13 @@ def _require(images: Path, annotations: Sequence[Path]) -> None:
 def _read_split(path: Path, images: Path) -> _Split:
     """An annotation file, checked."""
     try:
-        content = _Instances.model_validate_json(path.read_bytes())
+        content = _Instances.model_validate_json(read_file(path, COCO_BYTES))
     except ValidationError as error:
         raise RRMErrors(str(path), _schema_faults(path, error)) from None
+    except Refused as error:
+        raise RRMError(
+            f"{path}: expected COCO's annotations, got {error}: divide the file, or leave photos out"
+        ) from None
     named = _LIST.fullmatch(path.stem)
     faults = [] if named else [f"{path}: expected a name such as instances_train2014.json, got another: rename it"]
     faults += [f"{path}: {fault}: correct it" for fault in _content_faults(content)]

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from rrm.cli import main
 from rrm.datasets import VocLayout, pack_masks, pack_photos
+from rrm.datasets import coco as datasets_coco
 from rrm.datasets.coco import assemble_coco, run_lengths, semantic_mask
 from rrm.datasets.voc import read_classes
 from rrm.errors import RRMError
@@ -48,6 +49,16 @@ def test_labels_are_those_of_all_annotations_in_the_order_of_category_ids(tmp_pa
     assert layout.present(FIRST).tolist() == [1, 1, 1]
     assert layout.present(THIRD).tolist() == [0, 0, 1]
     assert layout.present(EMPTY.replace("train", "val")).tolist() == [0, 0, 0]
+
+
+def test_annotations_over_the_limit_are_refused(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (path,) = mini.write_coco(tmp_path, train2014=mini.coco("train2014"))
+    size = path.stat().st_size
+    monkeypatch.setattr(datasets_coco, "COCO_BYTES", size - 1)
+    with pytest.raises(RRMError, match=f"{path}: expected COCO's annotations, got more than {size - 1} bytes: leave"):
+        assemble_coco(out, tmp_path / "images", [path])
+    monkeypatch.setattr(datasets_coco, "COCO_BYTES", size)
+    assert assemble_coco(out, tmp_path / "images", [path])
 
 
 def test_small_objects_lie_on_top_and_crowds_are_ignored(tmp_path: Path, out: Path) -> None:

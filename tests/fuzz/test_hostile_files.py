@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rrm.cli import main
-from rrm.config import load
+from rrm.config import _yaml, load
 from rrm.datasets import published as archives
 from rrm.datasets.matlab import read_field
 from rrm.datasets.voc import VocLayout, read_classes
 from rrm.errors import RRMError
-from rrm.limits import read_file
+from rrm.limits import CONFIG_DEPTH, Refused, read_file
 from rrm.networks import read_mxnet_params
 from rrm.photos import read_photo
 from tests.fuzz.seeds import long_header, many_scans, packed_mat
@@ -90,6 +90,11 @@ def test_larger_files_than_allowed_are_not_read(tmp_path: Path) -> None:
     with pytest.raises(RRMError, match="more than 268435456 bytes"):
         read_classes(path)
     assert read_file(__file__, 1 << 20).startswith(b'"""Files')
+    grown = Path("/proc/self/status")  # has more in it than its size says
+    if grown.exists():
+        assert read_file(grown, 1 << 20).startswith(b"Name:") and b"VmPeak:" in read_file(grown, 1 << 20)
+        with pytest.raises(Refused, match="more than 10 bytes"):
+            read_file(grown, 10)
 
 
 # ---- little that asks for much ----
@@ -156,6 +161,13 @@ def test_configurations_that_ask_for_much(tmp_path: Path, text: str, capsys: pyt
     message = capsys.readouterr().err
     assert "config.yaml: 1 fault(s)" in message or "fault(s)" in message
     assert "Traceback" not in message and len(message) < 20_000
+
+
+def test_values_lie_in_each_other_so_deep_and_no_deeper() -> None:
+    assert _yaml("[" * CONFIG_DEPTH + "]" * CONFIG_DEPTH) != []
+    for deeper in ("[" * (CONFIG_DEPTH + 1), "- " * CONFIG_DEPTH + "x", "".join(f"{' ' * k}a:\n" for k in range(99))):
+        with pytest.raises(Refused, match=f"more than {CONFIG_DEPTH} deep"):
+            _yaml(deeper)
 
 
 def test_messages_change_no_terminal() -> None:
