@@ -476,23 +476,18 @@ def trained() -> list[bytes]:
     from rrm.networks import build_network
     from rrm.training import FORMAT
 
-    options = {"width": 1 / 32, "units": (1, 1, 1, 1), "head": "light"}
-    network = build_network("rrm", num_classes=1, backbone="resnet38", **options)
-    build = {"kind": "rrm", "num_classes": 1, "backbone": "resnet38", "options": options}
-    identity = {"stage": "one_step", "code": "x", "options": {}}
-    whole = {
-        "format": FORMAT,
-        "weights": network.state_dict(),
-        "build": build,
-        "classes": ["cat"],
-        "identity": identity,
-    }
-    others = [
-        {**whole, key: value}
-        for key, value in (("build", {**build, "num_classes": 2}), ("build", {}), ("identity", None))
-    ]
-    huge = {**whole, "build": {**build, "options": {**options, "width": 1000}}}
-    return [_torch_bytes(each) for each in (whole, *others, huge, {**whole, "weights": {}}, {**whole, "classes": 3})]
+    def made(kind: str, backbone: str, options: dict[str, Any]) -> dict[str, Any]:
+        weights = build_network(kind, num_classes=1, backbone=backbone, **options).state_dict()
+        build = {"kind": kind, "num_classes": 1, "backbone": backbone, "options": options}
+        identity = {"stage": "one_step", "code": "x", "options": {}}
+        return {"format": FORMAT, "weights": weights, "build": build, "classes": ["cat"], "identity": identity}
+
+    small = made("segmentation", "vgg16", {"width": 1 / 64})
+    lists = made("rrm", "resnet50", {"width": 1 / 64, "layers": (1, 1, 1, 1), "head": "light"})
+    others = [{**small, "build": {}}, {**small, "identity": None}, {**small, "weights": {}}, {**small, "classes": 3}]
+    builds = [{**small["build"], "num_classes": 2}, {**small["build"], "options": {"width": 1000}}]
+    contents = [small, lists, *others, *({**small, "build": build} for build in builds)]
+    return [_torch_bytes(each) for each in contents]
 
 
 # ---- stores ----
