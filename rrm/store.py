@@ -552,7 +552,7 @@ class Store:
 
     def _read_header(self, file: h5py.File) -> None:
         try:
-            header = {name: _text(file.attrs[name]) for name in _HEADER if name in file.attrs}
+            header = {name: _header_value(file.attrs, name) for name in _HEADER if name in file.attrs}
         except _DAMAGE as error:
             raise self._fault("a damaged header") from error
         if header.get("magic") != MAGIC:
@@ -671,10 +671,20 @@ class Store:
         return {**self.__dict__, "_handle": None, "_handle_pid": -1}
 
 
-def _text(value: Any) -> Any:
-    """A header value as Python sees it: text from fixed-length bytes, whole numbers as they are, nothing else."""
-    if not isinstance(value, bytes | str | int | np.integer):
-        raise ValueError(f"expected a text or a whole number, got {type(value).__name__}")
+def _header_value(attrs: h5py.AttributeManager, name: str) -> Any:
+    """A value of the header: text from bytes of fixed length, or a whole number; None for text of any length.
+
+    That text no store has, and it is not looked at: it lies elsewhere in the file, and damaged, HDF5 looks without end.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    kind = attrs.get_id(name).dtype.kind
+    if kind == "O":
+        return None
+    if kind not in "Siu":
+        raise ValueError("expected a text or a whole number")
+    value = attrs[name]
     return value.decode() if isinstance(value, bytes) else value
 
 
