@@ -55,7 +55,7 @@ def test_annotations_over_the_limit_are_refused(tmp_path: Path, out: Path, monke
     (path,) = mini.write_coco(tmp_path, train2014=mini.coco("train2014"))
     size = path.stat().st_size
     monkeypatch.setattr(datasets_coco, "COCO_BYTES", size - 1)
-    with pytest.raises(RRMError, match=f"{path}: expected COCO's annotations, got more than {size - 1} bytes: leave"):
+    with pytest.raises(RRMError, match=f"{path}: expected COCO's annotations, got more than {size - 1} bytes: divide"):
         assemble_coco(out, tmp_path / "images", [path])
     monkeypatch.setattr(datasets_coco, "COCO_BYTES", size)
     assert assemble_coco(out, tmp_path / "images", [path])
