@@ -254,15 +254,16 @@ def train_loader(
 def naming_lost_workers() -> Iterator[None]:
     """Say in one line that a process that prepares batches died, and end the others.
 
-    torch notices it anywhere in the block, not only where a batch is taken.
+    torch notices it anywhere in the block, not only where a batch is taken. One that died while it handed a batch over
+    is noticed by the connection's end.
 
     Raises:
         RRMError: a worker died.
     """
     try:
         yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
         end_workers()
         raise RRMError(

@@ -22,6 +22,7 @@ from rrm.datasets import (
     split_ids,
     train_loader,
 )
+from rrm.datasets.loading import naming_lost_workers
 from rrm.errors import RRMError
 from rrm.store import Store, StoreWriter
 
@@ -215,6 +216,20 @@ def test_damage_in_a_worker_is_reported(stores) -> None:
     photos.path.write_bytes(data)
     with pytest.raises(RRMError, match="CRC-32"):
         load((Store(photos.path, "photos"), masks), workers=2)
+
+
+@pytest.mark.parametrize(
+    ("told", "raised"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), RRMError),
+        (ConnectionResetError(104, "Connection reset by peer"), RRMError),  # while it handed a batch over
+        (EOFError(), RRMError),
+        (RuntimeError("another fault"), RuntimeError),
+    ],
+)
+def test_lost_workers_are_named(told: Exception, raised: type[Exception]) -> None:
+    with pytest.raises(raised, match="another fault|one died .killed, or out of memory"), naming_lost_workers():
+        raise told
 
 
 # ---- evaluation ----
