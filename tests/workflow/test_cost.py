@@ -28,6 +28,7 @@ from rrm.stages.call import Call
 from rrm.store import Store
 from tests.workflow.project import REPOSITORY, Project, small_config
 
+pytestmark = pytest.mark.timeout(900)  # rates take minutes where other tests run beside them
 DEMO, TINY = REPOSITORY / "config.yaml", REPOSITORY / "tests" / "tiny.yaml"
 TRAINED = {"classifier", "one_step", "method", "affinity", "step_two", "bound"}
 SHARED = {"pseudo_masks", "predict", "evaluate"}
