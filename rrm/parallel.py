@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import cache
+from multiprocessing.util import Finalize
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -245,6 +247,18 @@ def end_workers() -> None:
     """Kill the processes that work for this one: they ignore SIGTERM, and may wait for what a dead one held."""
     for worker in multiprocessing.active_children():
         worker.kill()
+
+
+@cache
+def end_workers_at_exit() -> None:
+    """Kill what `prepare_worker` set up and is left when Python ends: it sends SIGTERM to them, and waits for ever."""
+    Finalize(None, _end_daemons, exitpriority=0)
+
+
+def _end_daemons() -> None:
+    for worker in multiprocessing.active_children():
+        if worker.daemon:
+            worker.kill()
 
 
 def _end_with_parent() -> None:

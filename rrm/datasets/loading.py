@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rrm.datasets.augmentation import TrainTransform
 from rrm.errors import RRMError, RRMErrors
-from rrm.parallel import end_workers, prepare_worker
+from rrm.parallel import end_workers, end_workers_at_exit, prepare_worker
 from rrm.store import Store
 
 _ORDER, _SCALE, _ITEM = 0, 1, 2  # separate the random streams that come from one seed
@@ -239,6 +239,8 @@ def train_loader(
         )
     batches = StepBatches(photos, masks, split, transform, batch_size, seed)
     device = torch.device(device)
+    if workers:
+        end_workers_at_exit()  # an error may hold an iterator, and its workers
     loader = DataLoader(
         batches,
         batch_sampler=_Steps(batches, start_step, steps, rank, world_size),
@@ -258,7 +260,7 @@ def naming_lost_workers() -> Iterator[None]:
     is noticed by the connection's end.
 
     Raises:
-        RRMError: a worker died.
+        RRMError: a worker died, or met a fault, whose message torch puts behind a traceback.
     """
     try:
         yield
@@ -270,6 +272,11 @@ def naming_lost_workers() -> Iterator[None]:
             "workers: expected all processes that prepare batches to live, one died (killed, or out of memory): the "
             "same command goes on from the last checkpoint; with fewer runtime.workers if memory was short"
         ) from None
+    except RRMError as error:
+        _, trace, message = str(error).rpartition("rrm.errors.RRMError: ")
+        if not trace:
+            raise
+        raise RRMError(message.strip()) from None
 
 
 class EvalItem(NamedTuple):

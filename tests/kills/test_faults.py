@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import pytest
 import yaml
 
@@ -71,6 +72,20 @@ def test_sigterm_saves_the_state_of_a_training_whose_messages_nobody_reads(
     process.terminate()
     assert process.wait(timeout=120) == 143
     assert resumed_step(tmp_path) == steps_done(tmp_path) > done + 3
+
+
+def test_a_fault_in_a_worker_ends_the_training_with_one_message(photos: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "photos.h5"
+    shutil.copyfile(photos, damaged)
+    with h5py.File(damaged, "r+") as file:
+        file["00000002.image"][...] = 0
+    command = classifier(damaged, tmp_path / "classifier.pth", LONG)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("rrm classifier: "))
+    assert line.startswith(f"rrm classifier: {damaged}: expected") and line.endswith(
+        "delete it and run the stage that writes it again"
+    )
 
 
 _POOL = """
