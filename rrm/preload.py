@@ -180,7 +180,7 @@ class _Server:
                     self._end()
                 elif key.fd in self._running:
                     self._tell_end(key.fd)
-                elif isinstance(key.data, _Running):
+                elif isinstance(key.data, _Running) and not key.data.ended:
                     self._kill(key.data)
         return None
 
@@ -209,6 +209,7 @@ class _Server:
     def _tell_end(self, handle: int) -> None:
         """Tell the caller how its process has ended."""
         running = self._running.pop(handle)
+        running.ended = True  # its caller may have ended too, among the events of the same look
         self._events.unregister(handle)
         os.close(handle)
         status = os.waitstatus_to_exitcode(os.waitpid(running.pid, 0)[1])
@@ -245,6 +246,7 @@ class _Running:
     pid: int
     connection: socket.socket
     left: bool = False  # by its caller
+    ended: bool = False
 
 
 def _received(connection: socket.socket) -> _Request:

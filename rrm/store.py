@@ -679,10 +679,10 @@ def _header_value(attrs: h5py.AttributeManager, name: str) -> Any:
     Raises:
         ValueError: it is something else.
     """
-    kind = attrs.get_id(name).dtype.kind
-    if kind == "O":
+    found = attrs.get_id(name)
+    if found.dtype.kind == "O":
         return None
-    if kind not in "Siu":
+    if found.dtype.kind not in "Siu" or found.shape != ():
         raise ValueError("expected a text or a whole number")
     value = attrs[name]
     return value.decode() if isinstance(value, bytes) else value

@@ -315,6 +315,7 @@ def test_foreign_files(tmp_path: Path) -> None:
         ("config", np.bytes_("{"), "damaged configuration"),
         ("code", np.bytes_("c0dd"), "damaged header or index"),
         ("code", "of any length", "damaged header or index"),
+        ("kind", np.array([b"masks", b"photos"]), "a damaged header"),
         ("index_crc32", 1, "damaged header or index"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import selectors
 import signal
 import socket
 import subprocess
@@ -81,6 +82,24 @@ def test_a_forked_training_writes_the_same_bytes_where_it_was_called(
         contents.append((folder / "classifier.pth").read_bytes())
     assert contents[0] == contents[1]
     assert len(below(driver.pid)) == 1  # nothing runs but the process that waits
+
+
+@pytest.mark.parametrize("stage_first", [True, False])
+def test_a_call_and_its_stage_may_end_at_once(monkeypatch: pytest.MonkeyPatch, stage_first: bool) -> None:
+    monkeypatch.setattr(preload.selectors, "DefaultSelector", selectors.SelectSelector)  # also of what is no pipe
+    ours, theirs = socket.socketpair()
+    server = preload._Server(socket.socketpair()[0])
+    pid = os.posix_spawn(sys.executable, [sys.executable, "-c", ""], os.environ)
+    running, handle = preload._Running(pid, ours), os.pidfd_open(pid)
+    server._running[handle] = running
+    keys = [
+        server._events.register(handle, selectors.EVENT_READ),
+        server._events.register(ours, selectors.EVENT_READ, running),
+    ]
+    theirs.close()
+    monkeypatch.setattr(server._events, "select", lambda: [(key, 0) for key in (keys if stage_first else keys[::-1])])
+    server._going = False
+    assert server.serve() is None and not server._running
 
 
 @pytest.mark.parametrize(("kind", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
