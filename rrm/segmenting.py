@@ -148,7 +148,7 @@ def _matching(text: str, out: Path) -> Iterator[Source]:
 
 
 def _is_below(file: Path, folders: Sequence[Path]) -> bool:
-    resolved = file.resolve()
+    resolved = file.resolve() if folders else file
     return any(resolved.is_relative_to(folder) for folder in folders)
 
 

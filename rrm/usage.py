@@ -12,6 +12,7 @@ import re
 import resource
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from glob import glob
 from pathlib import Path
@@ -95,17 +96,32 @@ def tree_memory(pid: int) -> int:
         >>> tree_memory(os.getpid()) >= 0
         True
     """
-    held, waiting = 0, [pid]
-    while waiting:
-        folder = f"/proc/{waiting.pop()}"
-        try:
-            shares = re.search(r"^Pss:\s+(\d+) kB$", Path(folder, "smaps_rollup").read_text(), flags=re.MULTILINE)
+    held = 0
+    for number in process_tree(pid):
+        with suppress(OSError):  # it has ended meanwhile
+            rollup = Path(f"/proc/{number}/smaps_rollup").read_text()
+            shares = re.search(r"^Pss:\s+(\d+) kB$", rollup, flags=re.MULTILINE)
             held += int(shares[1]) << 10 if shares else 0
-            for task in glob(f"{folder}/task/*/children"):  # noqa: PTH207 (`Path.glob` raises where one ends meanwhile)
-                waiting += map(int, Path(task).read_text().split())
-        except OSError:
-            continue  # it ended meanwhile
     return held
+
+
+def process_tree(pid: int) -> list[int]:
+    """Numbers of a process and of all that it has started, directly or not, itself first; quick to ask for.
+
+    Those that end meanwhile may be among them or not; where there is no `/proc`, the process is alone.
+
+    Example:
+        >>> import os
+        >>> process_tree(os.getpid())[0] == os.getpid()
+        True
+    """
+    found, waiting = list[int](), [pid]
+    while waiting:
+        found.append(waiting.pop())
+        for task in glob(f"/proc/{found[-1]}/task/*/children"):  # noqa: PTH207 (raises where one ends meanwhile)
+            with suppress(OSError):
+                waiting += map(int, Path(task).read_text().split())
+    return found
 
 
 def processor() -> str:

@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from glob import glob
 from pathlib import Path
+
+from rrm.usage import process_tree
 
 PROC = Path("/proc")
 
@@ -41,15 +42,7 @@ def processes_in(root: Path) -> dict[int, Process]:
 
 def below(pid: int) -> dict[int, Process]:
     """All that a process has started, directly or not, by number. Cheap enough to be asked for again and again."""
-    found: list[Path] = []
-    waiting = [pid]
-    while waiting:
-        for task in glob(f"{PROC}/{waiting.pop()}/task/*/children"):  # noqa: PTH207 (raises where one ends meanwhile)
-            with suppress(OSError):
-                children = [int(number) for number in Path(task).read_text().split()]
-                waiting += children
-                found += [PROC / str(child) for child in children]
-    return _read(found)
+    return _read(PROC / str(number) for number in process_tree(pid)[1:])
 
 
 def _works_in(entry: Path, root: Path) -> bool:
