@@ -21,7 +21,7 @@ from PIL import Image
 from rrm.datasets.assembly import new_folder, refuse_occupied, write_lists
 from rrm.datasets.image_labels import match_images, name_faults, read_image_labels
 from rrm.datasets.published import link_or_copy
-from rrm.datasets.splitting import split_photos
+from rrm.datasets.splitting import check_division, split_photos
 from rrm.datasets.voc import collect_faults, raise_faults
 from rrm.errors import RRMError, RRMErrors
 from rrm.own_project import Start, refuse_project, write_project
@@ -121,8 +121,9 @@ def take_in(images: Sequence[str], out: Path, wishes: Wishes) -> OwnData:
 
     Raises:
         RRMErrors: every fault at once: photos that cannot be read, labels of no photo, names that are no classes.
-        RRMError: too few photos or classes.
+        RRMError: a share or seed out of range, too few photos or classes.
     """
+    check_division(wishes.val, wishes.seed)
     _check_classes(wishes.classes)
     faults: list[str] = []
     sources = find_photos(images, out, faults, videos=False)

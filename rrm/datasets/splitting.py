@@ -39,10 +39,7 @@ def split_photos(
         >>> sorted(labels[name][0] for name in held_out)
         ['cat', 'cat', 'dog']
     """
-    if not 0 < share < 1:
-        raise RRMError(f"share: expected a share of photos to hold out above 0 and below 1, got {share}: use 0.2")
-    if seed < 0:
-        raise RRMError(f"seed: expected at least 0, got {seed}: use 0")
+    check_division(share, seed)
     grouped = {name for group in groups for name in group}
     units = [list(group) for group in groups] + [[name] for name in labels if name not in grouped]
     if len(units) < 2:
@@ -55,6 +52,18 @@ def split_photos(
     taken = set(_chosen(counts, share))
     held_out = {name for k in taken for name in order[k]}
     return [name for name in labels if name not in held_out], [name for name in labels if name in held_out]
+
+
+def check_division(share: float, seed: int) -> None:
+    """Refuse a share or a seed that `split_photos` does not take.
+
+    Raises:
+        RRMError: one of them is out of range.
+    """
+    if not 0 < share < 1:
+        raise RRMError(f"share: expected a share of photos to hold out above 0 and below 1, got {share}: use 0.2")
+    if seed < 0:
+        raise RRMError(f"seed: expected at least 0, got {seed}: use 0")
 
 
 def _chosen(counts: Sequence[Counter[str]], share: float) -> list[int]:

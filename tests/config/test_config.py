@@ -38,6 +38,7 @@ def raw() -> dict[str, Any]:
     [
         ["config.yaml"],
         ["config.yaml", "configs/demo_methods.yaml"],
+        ["config.yaml", "configs/quick.yaml"],
         ["configs/voc_light.yaml"],
         ["configs/voc2012.yaml"],
         ["configs/voc2012.yaml", "configs/voc2012_paper.yaml"],

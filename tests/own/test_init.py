@@ -13,7 +13,7 @@ from PIL import Image
 
 from rrm.cli import main
 from rrm.datasets.voc import VocLayout, read_classes
-from rrm.errors import RRMErrors
+from rrm.errors import RRMError, RRMErrors
 from rrm.own_data import Wishes, take_in
 from rrm.photos import read_photo
 from tests.prediction.conftest import made_photo
@@ -147,6 +147,12 @@ def test_labels_that_cannot_be_read_are_the_fault_that_is_told(
 def test_classes_that_nothing_can_be_trained_on(classes: tuple[str, ...], message: str, tmp_path: Path) -> None:
     with pytest.raises(RRMErrors, match=message):
         take_in([str(tmp_path / "none")], tmp_path / "out", Wishes(classes=classes, skip_faulty=True))
+
+
+@pytest.mark.parametrize("wishes", [Wishes(val=0), Wishes(val=1.5), Wishes(seed=-1)])
+def test_a_division_that_cannot_be_is_told_before_photos_are_read(wishes: Wishes, tmp_path: Path) -> None:
+    with pytest.raises(RRMError, match="got (0|1.5|-1): use"):
+        take_in([str(tmp_path / "none")], tmp_path / "out", wishes)
 
 
 def test_a_folder_is_no_class_of_background(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
