@@ -58,8 +58,8 @@ _DEMO = {
     "head_dilation": 3,
 }
 CASES = {
-    "voc, MobileNetV2": Case(20, (500, 375), 18, _LIGHT),
-    "demo, narrow ResNet-38": Case(5, (64, 48), 240, _DEMO),
+    "voc, MobileNetV2": Case(20, (500, 375), 48, _LIGHT),
+    "demo, narrow ResNet-38": Case(5, (64, 48), 720, _DEMO),
 }
 
 
