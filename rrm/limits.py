@@ -27,8 +27,10 @@ HEADER_BYTES = 1 << 20
 """Of the name of a member of an archive and what else is said of it."""
 SCANS = 64
 """Passes over a JPEG; progressive ones have about ten, each takes as long as a whole photo may."""
-ID_BYTES = 200
-"""Of an image id: file systems allow 255 for a name with its suffix."""
+ID_PART_BYTES = 200
+"""Of each part of an image id, between slashes: file systems allow 255 for a name with its suffix."""
+ID_BYTES = 1000
+"""Of an image id: systems allow 4,096 for a path."""
 
 
 class Refused(ValueError):

@@ -36,7 +36,17 @@ from PIL import Image
 
 from rrm.errors import RRMError, RRMErrors
 from rrm.labels import IGNORE
-from rrm.limits import ANNOTATION_BYTES, ID_BYTES, SCANS, TEXT_BYTES, Refused, read_file, read_text, require_regular
+from rrm.limits import (
+    ANNOTATION_BYTES,
+    ID_BYTES,
+    ID_PART_BYTES,
+    SCANS,
+    TEXT_BYTES,
+    Refused,
+    read_file,
+    read_text,
+    require_regular,
+)
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car",
@@ -240,9 +250,10 @@ class VocLayout:
         path = self.root / folder / name
         parts = Path(name).parts
         odd = "\0" in name or Path(name).is_absolute() or ".." in parts
-        if any(len(os.fsencode(part)) > ID_BYTES for part in parts):
+        if len(os.fsencode(name)) > ID_BYTES or any(len(os.fsencode(part)) > ID_PART_BYTES for part in parts):
             raise RRMError(
-                f"{self.root}: {folder}/{name!r}: expected at most {ID_BYTES} bytes, got more: rename the image"
+                f"{self.root}: {folder}/{name!r}: expected at most {ID_PART_BYTES} bytes between slashes and "
+                f"{ID_BYTES} in all, got more: rename the image"
             )
         if odd or not _resolved(path).is_relative_to(self.root.resolve()):
             raise RRMError(

@@ -246,6 +246,12 @@ def test_ids_that_leave_the_folder(tree, faults_of: Faults, name: str) -> None:
     only(faults_of(lambda: tree.layout().check(["train"])), "inside the data set's folder", repr(name))
 
 
+@pytest.mark.parametrize("name", ["a" * 201, "/".join(["a" * 50] * 100)])
+def test_ids_that_no_file_can_have(tree, faults_of: Faults, name: str) -> None:
+    tree.listing("train", ["a", name])
+    only(faults_of(lambda: tree.layout().check(["train"])), "at most 200 bytes between slashes and 1000 in all")
+
+
 @pytest.mark.parametrize("folder", ["JPEGImages", "Annotations", "SegmentationClass", "ImageSets/Segmentation"])
 def test_links_that_leave_the_folder(tree, tmp_path: Path, faults_of: Faults, folder: str) -> None:
     name = {"JPEGImages": "a.jpg", "Annotations": "a.xml", "SegmentationClass": "a.png"}.get(folder, "train.txt")
