@@ -11,12 +11,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 from rrm.config import Config, Inference, OneStep, PseudoMasks, Training
 from rrm.errors import RRMError
 from rrm.pipeline import (
+    drawn_models,
     judged_splits,
     masks_section,
     method_section,
@@ -122,8 +124,8 @@ def _photo_jobs(config: Config) -> Iterator[Job]:
         yield Job("classifier", {}, seeds, counts["train"], "photo")
     for name in _used_masks(config):
         yield from _in_shards(config, "pseudo-masks", {"masks": name}, counts["train"])
-    for split in judged_splits(config):
-        yield from _in_shards(config, "predict", {"model": "one_step", "split": split}, counts[split])
+    for model, split in product(drawn_models(config), judged_splits(config)):
+        yield from _in_shards(config, "predict", {"model": model, "split": split}, counts[split])
     submitted = submitted_models(config)
     for model, splits in scored_models(config).items():
         for split in [*splits, *(["submission"] if model in submitted else [])]:

@@ -118,7 +118,7 @@ STAGES: Mapping[str, Stage] = {
         "gallery",
         ("photos", "masks", "model", "masks_model", "affinity"),
         (),
-        "a page to look at photos of val, from CAM to prediction",
+        "a page to look at photos, from CAM to prediction",
     ),
     "run-times": Stage("run_times", (), (), "time and memory of the jobs, from what each wrote"),
     "resolved-config": Stage("resolved_config", (), (), "the configuration with its recipes applied"),

@@ -400,7 +400,7 @@ class Plan:
     def gallery(self) -> dict[str, Path]:
         """Inputs of the gallery: what its pictures are made of, and `weights:<model>`, beside which histories lie.
 
-        Masks and matrices are not among them where there are none.
+        Where there are no masks, there are no matrices, and predictions of the training photos as `train:<model>`.
         """
         layout, seed, masks = self.layout, self.config.seeds[0], gallery_masks(self.config)
         found = {"photos": layout.photos, "model": layout.weights(seed, "one_step")}
@@ -412,8 +412,14 @@ class Plan:
             found |= {"affinity": layout.affinity(seed, masks)} if section.random_walk else {}
         shown = {f"{seed}:classifier", *(f"{seed}:{name}" for name in self.drawn)}
         found |= {f"weights:{key.partition(':')[2]}": path for key, path in self.trained.items() if key in shown}
-        seen = self.seen(*self.drawn)
-        return found | {key: path for key, path in seen.items() if self.splits or not key.startswith("confusion:")}
+        if self.splits:
+            return found | self.seen(*self.drawn)
+        kinds = {"probabilities": "val", "train": "train"}
+        return found | {
+            f"{kind}:{model}": layout.prediction(seed, model, split)
+            for kind, split in kinds.items()
+            for model in self.drawn
+        }
 
     @property
     def gallery_page(self) -> list[Path]:

@@ -34,7 +34,7 @@
 
   // ---------------------------------------------------------------- what is chosen
   const best = data.models.reduce((one, other) => ((other.mean ?? 0) >= (one.mean ?? 0) ? other : one));
-  const chosen = { model: best.id, label: null, layer: null, order: null, shown: [], open: null };
+  const chosen = { model: best.id, label: null, split: "", layer: null, order: null, shown: [], open: null };
   chosen.layer = chosen.model;
 
   const scoreOf = (photo) => {
@@ -42,6 +42,8 @@
     if (!data.truth) return null;
     return chosen.label === null ? scores.mean : scores.iou[chosen.label] ?? null;
   };
+  const splitNames = { val: "held out", train: "trained on" };
+  const isIn = (photo) => chosen.split === "" || photo.split === chosen.split;
   const doubtOf = (photo) => photo.scores[chosen.model].doubt;
   const holds = (photo, label) =>
     (photo.found[data.truth ? "truth" : chosen.model] || []).includes(label) ||
@@ -63,7 +65,7 @@
   function filtered() {
     const [least, most] = [Number(at("least").value) / 100, Number(at("most").value) / 100];
     return data.photos
-      .filter((photo) => chosen.label === null || holds(photo, chosen.label))
+      .filter((photo) => isIn(photo) && (chosen.label === null || holds(photo, chosen.label)))
       .filter((photo) => {
         if (!data.truth || (least === 0 && most === 1)) return true;
         const score = scoreOf(photo);
@@ -92,12 +94,13 @@
     const layer = layerOf(chosen.layer in photo.images ? chosen.layer : "photo");
     const labels = photo.found[data.truth ? "truth" : chosen.model] || [];
     const score = scoreOf(photo);
-    const what = data.truth ? (chosen.label === null ? "mIoU" : "IoU") : "doubt";
+    const doubt = "train" in data.photosOf ? `doubt, ${splitNames[photo.split]}` : "doubt";
+    const what = data.truth ? (chosen.label === null ? "mIoU" : "IoU") : doubt;
     const value = data.truth ? score : doubtOf(photo);
     const names = labels.map(className).join(", ") || "background only";
     const button = make(
       "button",
-      { type: "button", class: "card", title: photo.name, "aria-haspopup": "dialog", "aria-label": `${photo.name}: ${names}, ${what} ${percent(value)}. Showing ${layer.name}.` },
+      { type: "button", class: "card", title: photo.name, "aria-haspopup": "dialog", "aria-label": `${photo.name}: ${names}, ${percent(value)} ${what}. Showing ${layer.name}.` },
       stack(photo, layer),
       make(
         "span",
@@ -141,6 +144,13 @@
     at("order").append(...known.map((name) => option(name, orders[name][0])));
     [chosen.order] = known;
     at("range").hidden = !data.truth;
+    at("split").append(option("", "All photos"), ...Object.entries(splitNames).map(([id, name]) => option(id, name)));
+    at("split").parentElement.hidden = !("train" in data.photosOf);
+    at("split").addEventListener("change", () => {
+      chosen.split = at("split").value;
+      draw();
+      labelTable();
+    });
     at("model").addEventListener("change", () => {
       if (isModel(chosen.layer)) chosen.layer = at("model").value;
       chosen.model = at("model").value;
@@ -164,7 +174,9 @@
     at("reset").addEventListener("click", () => {
       at("least").value = 0;
       at("most").value = 100;
+      at("split").value = chosen.split = "";
       choose("");
+      labelTable();
       at("class").focus();
     });
   }
@@ -302,7 +314,7 @@
     const number = (share) => make("td", { class: "number" }, percent(share));
     const models = make(
       "table", {},
-      make("caption", {}, `All ${photosOf(data.photosOfVal)} of val`),
+      make("caption", {}, `All ${photosOf(data.photosOf.val)} of val`),
       head("Model", "mIoU", "without CRF", "pixel accuracy"),
       make("tbody", {}, ...data.models.map((each) => make("tr", { class: each.id === chosen.model ? "chosen" : null }, make("th", { scope: "row" }, each.name), number(each.mean), number(each.plain), number(each.accuracy)))),
     );
@@ -345,9 +357,10 @@
 
   function labelTable() {
     if (data.truth) return;
+    const photos = data.photos.filter(isIn);
     const rows = data.classes.map((each, label) => {
-      const given = data.photos.filter((photo) => (photo.given || []).includes(label));
-      const found = data.photos.filter((photo) => (photo.found[chosen.model] || []).includes(label));
+      const given = photos.filter((photo) => (photo.given || []).includes(label));
+      const found = photos.filter((photo) => (photo.found[chosen.model] || []).includes(label));
       const counts = [given.length, found.length, given.filter((photo) => found.includes(photo)).length];
       return label ? make("tr", {}, make("th", { scope: "row" }, swatch(label), each.name), ...counts.map((count) => make("td", { class: "number" }, String(count)))) : null;
     });
@@ -397,7 +410,9 @@
   function begin() {
     at("title").textContent = `What the networks see: ${data.dataset}`;
     document.title = `${data.dataset} – RRM gallery`;
-    at("about").textContent = `${photosOf(data.photos.length)} of the ${data.photosOfVal} of val, seed ${data.seed}. ` +
+    const { val, train } = data.photosOf;
+    const which = train ? `the ${val + train} that are trained on (${train}) or held out (${val})` : `the ${val} of val`;
+    at("about").textContent = `${photosOf(data.photos.length)} of ${which}, seed ${data.seed}. ` +
       (data.truth ? "Predictions with CRF, beside the ground truth." : "Predictions with CRF; there is no ground truth.");
     at("rule").textContent = `Photos are chosen by rule: ${data.rule}. Doubt is 1 minus the mean probability of what is predicted, before the CRF, times the overlap of predicted classes and image-level labels.`;
     const parts = { photos: true, scores: data.truth, labels: !data.truth, confusion: data.truth, training: data.training.length > 0 };

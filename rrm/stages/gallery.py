@@ -1,11 +1,12 @@
 """Stage `gallery`: a page to look at a run: photos of val with CAM, reliable regions, pseudo mask, predictions, truth.
 
 The photos are chosen by rule, not by hand. Where there is no truth (no inputs `masks` and `confusion:<model>`) they are
-chosen and sorted by `rrm.stages.doubt`.
+chosen and sorted by `rrm.stages.doubt`, and those that were trained on are among them (inputs `train:<model>`).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rrm.errors import RRMError
 from rrm.figures import Labels, Picture, heat_panel
 from rrm.gallery import Pictures, hex_colours, label_file, photo_file, write_page
 from rrm.inference import predicted_labels
@@ -35,16 +37,26 @@ _POINTS = 100  # of a training curve
 _RULES = {
     True: "at evenly spaced quantiles of the one-step network's mIoU on each photo of val (with CRF), "
     "those with other classes than the ones above first",
-    False: "at evenly spaced quantiles of the one-step network's doubt about each photo of val, "
+    False: "at evenly spaced quantiles of the one-step network's doubt about each photo, "
     "those with other labels than the ones above first",
 }
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the page shows of one seed's run; `scene` is None where there is no truth."""
+    """What the page shows of one seed's run.
+
+    Attributes:
+        models: that are shown, with their predictions on val.
+        predictions: of each split that is shown, by model.
+        photos, scene: the photos, and their truth; None where there is none.
+        network, device: of the one-step model.
+        options: of the stage.
+        scorer: what pseudo masks are made with, if any.
+    """
 
     models: Models
+    predictions: Mapping[str, Mapping[str, Store]]
     photos: Store
     scene: Scene | None
     network: Any
@@ -57,6 +69,11 @@ class Run:
         """Names of the foreground classes."""
         return list(self.photos.attrs["classes"])
 
+    @cached_property
+    def splits(self) -> dict[str, str]:
+        """Split of each photo that may be shown, in order."""
+        return {name: split for split, stores in self.predictions.items() for name in stores["one_step"].ids}
+
     def given(self, name: str) -> Labels | None:
         """Image-level labels (C,) uint8 of a photo; None where nobody gave any."""
         if self.scene is not None:
@@ -65,14 +82,15 @@ class Run:
 
     def doubt(self, model: str, name: str) -> float:
         """Doubt of a model about a photo, before the CRF, as the table of doubt has it."""
-        facts, given = seen_classes(self.models.probabilities[model].read(name, "probabilities")), self.given(name)
+        store = self.predictions[self.splits[name]][model]
+        facts, given = seen_classes(store.read(name, "probabilities")), self.given(name)
         return doubt(facts if given is None else facts | {"present": given})
 
     def chosen(self, count: int) -> list[str]:
         """Names of the photos that are shown."""
         if self.scene is not None:
             return self.scene.chosen(count)
-        names = self.models.probabilities["one_step"].ids
+        names = list(self.splits)
         kinds = [bytes(labels) if (labels := self.given(name)) is not None else b"" for name in names]
         return [names[k] for k in spread([-self.doubt("one_step", name) for name in names], kinds, count)]
 
@@ -85,6 +103,7 @@ def open_run(call: Call) -> Run:
     made = call.options["pseudo_masks"]
     return Run(
         models=models,
+        predictions={"val": models.probabilities} | ({} if truth else _of_train(call, models)),
         photos=Store(call.input("photos"), "photos"),
         scene=open_scene(call, models.confusions["one_step"]) if truth else None,
         network=network.network,
@@ -92,6 +111,22 @@ def open_run(call: Call) -> Run:
         options=call.options,
         scorer=open_scorer(call, made, device, "masks_model") if made else None,
     )
+
+
+def _of_train(call: Call, models: Models) -> dict[str, dict[str, Store]]:
+    """Predictions of the training photos by the same networks; nothing where they are no inputs."""
+    stores = {
+        model: Store(call.input(f"train:{model}"), "probabilities")
+        for model in models.probabilities
+        if f"train:{model}" in call.inputs
+    }
+    for model, store in stores.items():
+        if store.attrs["trained"]["options"] != models.probabilities[model].attrs["trained"]["options"]:
+            raise RRMError(
+                f"{store.path}: expected predictions of the network that {models.probabilities[model].path} is of, got "
+                "another's: run `snakemake` for it again"
+            )
+    return {"train": stores} if stores else {}
 
 
 def layers(run: Run) -> list[dict[str, str]]:
@@ -124,7 +159,8 @@ class Painter:
         self._run, self._pictures = run, pictures
         crf = run.models.config.evaluation.crf.model_dump()
         self._predicted = {
-            model: predicted(run.photos, store, crf) for model, store in run.models.probabilities.items()
+            split: {model: predicted(run.photos, store, crf) for model, store in stores.items()}
+            for split, stores in run.predictions.items()
         }
 
     def __call__(self, number: int, name: str) -> dict[str, Any]:
@@ -137,11 +173,12 @@ class Painter:
         files |= {layer: label_file(labels, size) for layer, labels in maps.items()}
         return {
             "name": name,
+            "split": self._run.splits[name],
             "size": size[::-1],
             "given": None if seen.given is None else [int(k) + 1 for k in np.flatnonzero(seen.given)],
             "images": {layer: self._pictures.add(number, layer, content) for layer, content in files.items()},
             "found": {layer: classes_in(labels) for layer, labels in maps.items()},
-            "scores": {model: self._scores(model, name) for model in self._predicted},
+            "scores": {model: self._scores(model, name) for model in self._run.models.probabilities},
         }
 
     def _seen(self, name: str) -> _Seen:
@@ -157,7 +194,7 @@ class Painter:
         if run.scorer is not None:
             (scored,) = run.scorer([packed_photo(run.photos, seen.name, seen.present)])
             yield "pseudo", MaskMaker(run.scorer.options)(scored)
-        for model, labels_of in self._predicted.items():
+        for model, labels_of in self._predicted[run.splits[seen.name]].items():
             yield model, labels_of(seen.name)
         if run.scene is not None:
             yield "truth", run.scene.mask(seen.name)
@@ -226,7 +263,7 @@ def run(call: Call) -> None:
             "dataset": call.options["dataset"],
             "seed": call.options["seed"],
             "truth": shown.scene is not None,
-            "photosOfVal": len(models.probabilities["one_step"].ids),
+            "photosOf": Counter(shown.splits.values()),
             "rule": _RULES[shown.scene is not None],
             "classes": [{"name": name, "colour": colour} for name, colour in zip(labels, colours, strict=True)],
             "layers": layers(shown),

@@ -1,7 +1,8 @@
-"""A gallery of photos of noise, written by hand: the page without a run."""
+"""A gallery of photos of noise, written by hand: the page without a run; and what a page holds."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,13 @@ HOSTILE = "<script>window.bad = 1</script>"
 CLASSES = ["background", "cat", HOSTILE, "traffic light with a very long name that no line holds"]
 MODELS = {"one_step": "RRM one-step", "step_two/big": "RRM two-step <img src=x onerror=window.bad=1>"}
 PHOTOS = 12
+
+
+def shown_on(page: Path) -> dict[str, Any]:
+    """The data of a page."""
+    text = (page.parent / "data.js").read_text()
+    data: dict[str, Any] = json.loads(text.removeprefix("window.data = ").removesuffix(";\n"))
+    return data
 
 
 def a_page(folder: Path, *, truth: bool = True) -> Path:
@@ -29,7 +37,8 @@ def a_page(folder: Path, *, truth: bool = True) -> Path:
     curve = {"steps": [0, 10, 20], "mean": [2.0, 1.0, 0.5], "low": [1.5, 0.7, 0.4], "high": [2.5, 1.3, 0.6]}
     colours = hex_colours(len(CLASSES))
     write_page(page, {
-        "dataset": "demo", "seed": 0, "truth": truth, "photosOfVal": 240, "rule": "by hand",
+        "dataset": "demo", "seed": 0, "truth": truth, "rule": "by hand",
+        "photosOf": {"val": 240} if truth else {"val": 4, "train": 16},
         "classes": [{"name": name, "colour": colour} for name, colour in zip(CLASSES, colours, strict=True)],
         "layers": [
             {"id": "photo", "name": "Photo", "kind": "photo"}, {"id": "cam", "name": "CAM", "kind": "heat"},
@@ -54,6 +63,7 @@ def _photo(number: int, pictures: Pictures, random: np.random.Generator, *, trut
     scores = {"mean": number / PHOTOS, "iou": {0: 0.9, label: number / PHOTOS}} if truth else {}
     return {
         "name": HOSTILE if number == 1 else f"2007_{number:06d}",
+        "split": "val" if truth or number % 3 == 0 else "train",
         "size": [shape[1], shape[0]],
         "given": None if number == 2 else [label],
         "images": {layer: pictures.add(number, layer, content) for layer, content in files.items()},

@@ -68,6 +68,7 @@ def wider_than_the_screen(browser: Browser) -> list[str]:
 def test_all_is_read_from_disk_and_names_are_text(browser: Browser, page: Path) -> None:
     browser.open(page)
     assert len(shown(browser)) == PHOTOS and text_of(browser, "count") == "All 12 photos."
+    assert "of the 240 of val" in text_of(browser, "about") and browser.evaluate("split.parentElement.hidden")
     loads = (
         "Promise.all(window.data.photos.flatMap(photo => Object.values(photo.images)).map(path => new Promise(done =>"
     )
@@ -198,6 +199,16 @@ def test_without_truth_there_is_doubt(browser: Browser, tmp_path: Path) -> None:
     )
     browser.click("#grid button")
     assert "doubt" in text_of(browser, "facts")
+    browser.press("Escape")
+    assert text_of(browser, "about").startswith("12 photos of the 20 that are trained on (16) or held out (4)")
+    choose(browser, "split", "val")
+    assert shown(browser) == [f"2007_{number:06d}" for number in (3, 6, 9, 12)]
+    assert "held out" in browser.evaluate("document.querySelector('#grid .card').innerText")
+    assert browser.evaluate("document.querySelector('#label-table tbody tr').innerText") == "cat\t4\t4\t4"
+    choose(browser, "split", "train")
+    assert browser.evaluate("document.querySelector('#label-table tbody tr').innerText") == "cat\t0\t0\t0"
+    browser.click("#reset")
+    assert len(shown(browser)) == PHOTOS
 
 
 def test_one_file_holds_it_all(browser: Browser, page: Path, tmp_path: Path) -> None:

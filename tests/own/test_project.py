@@ -19,6 +19,7 @@ from rrm.config import load
 from rrm.datasets.demo import DEMO_CLASSES
 from rrm.errors import RRMError
 from rrm.own_project import Start, from_tensorflow
+from tests.figures.made_gallery import shown_on
 from tests.workflow.project import REPOSITORY
 
 
@@ -105,7 +106,8 @@ def _check_tables(project: Path, labels: dict[str, list[str]]) -> None:
     agreement = table(project / "results" / "label_agreement.csv")
     held_out = (project / "data" / "ImageSets" / "Segmentation" / "val.txt").read_text().splitlines()
     told = {(row["split"], row["class"]): row["photos"] for row in agreement}
-    assert (project / "results" / "my-project" / "gallery" / "index.html").is_file()
+    shown = shown_on(project / "results" / "my-project" / "gallery" / "index.html")
+    assert shown["photosOf"] == {"val": len(held_out), "train": len(labels) - 1 - len(held_out)}
     assert told["val", "all classes"] == str(sum(len(labels[name]) for name in held_out))
     doubts = table(project / "results" / "doubt.csv")
     assert len(doubts) == len(labels) - 1

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +23,7 @@ from rrm.stages.photo_facts import seen_classes
 from rrm.stages.trained import load_trained
 from rrm.store import Store
 from rrm.tables import scores_of_store
+from tests.figures.made_gallery import shown_on
 from tests.pipeline.conftest import CONFIG, Chain
 
 DRAWN = ("methods/em_adapt", "one_step", "step_two/vgg16", "step_two/resnet101")
@@ -50,13 +49,6 @@ def draw_gallery(chain: Chain, out: Path, *extra: str, truth: bool = True, **cha
         inputs |= {f"confusion:{model}": chain.seed / model / "confusion_val.h5" for model in DRAWN}
         inputs["masks"] = chain.folder / "masks_val.h5"
     return chain.stage("gallery", out, *extra, **{**inputs, **changed})
-
-
-def shown_on(page: Path) -> dict[str, Any]:
-    """The data of a page."""
-    text = (page.parent / "data.js").read_text()
-    data: dict[str, Any] = json.loads(text.removeprefix("window.data = ").removesuffix(";\n"))
-    return data
 
 
 def over(path: Path, text: str) -> list[str]:
@@ -170,6 +162,29 @@ def test_the_gallery_of_photos_without_truth(finished: Chain, tmp_path: Path) ->
     other = finished.seed / "step_two" / "vgg16" / "probabilities_val.h5"
     assert draw_gallery(finished, page, truth=False, **{"probabilities:one_step": other}) == 1
     assert shown_on(page) == data
+
+
+def test_photos_that_were_trained_on_are_shown_where_there_is_no_truth(
+    finished: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, trained_on = tmp_path / "index.html", {}
+    for model in DRAWN:
+        trained_on[f"train:{model}"] = tmp_path / f"{model.replace('/', '-')}.h5"
+        inputs = {"photos": finished.photos, "model": finished.weights(model)}
+        what = ["--model", model, "--split", "train"]
+        assert finished.stage("predict", trained_on[f"train:{model}"], *what, **inputs) == 0
+    assert draw_gallery(finished, page, truth=False, **trained_on) == 0
+    data = shown_on(page)
+    store = Store(trained_on["train:one_step"], "probabilities")
+    assert data["photosOf"]["train"] == len(store.ids)
+    seen = [photo for photo in data["photos"] if photo["split"] == "train"]
+    assert {photo["name"] for photo in seen} <= set(store.ids) and 0 < len(seen) < len(data["photos"])
+    present = Store(finished.photos, "photos").read(seen[0]["name"], "present")
+    facts = seen_classes(store.read(seen[0]["name"], "probabilities")) | {"present": present}
+    assert seen[0]["scores"]["one_step"]["doubt"] == pytest.approx(doubt(facts), rel=1e-2)
+    swapped = {"train:one_step": trained_on[f"train:{DRAWN[-1]}"]}
+    assert draw_gallery(finished, page, truth=False, **trained_on | swapped) == 1
+    assert "expected predictions of the network that" in capsys.readouterr().err
 
 
 def test_training_masks_and_foreign_files_are_refused(
