@@ -233,7 +233,7 @@ def test_a_table_made_in_shards_is_that_of_a_local_run(slurm: None, tmp_path: Pa
     local = _tiny(tmp_path / "local")
     remote = _tiny(tmp_path / "remote", runtime={"device": "cpu", "shards": {"pseudo_masks": 3, "predict": 2}})
     cluster = _Cluster(remote, tmp_path / "log")
-    assert cluster.drive(TABLE).wait(WAIT) == 0, cluster.log.read_text()[-3000:]
+    assert cluster.drive(TABLE).wait(2 * WAIT) == 0, cluster.log.read_text()[-3000:]
     _show(cluster.jobs())
     assert {job["JobState"] for job in cluster.jobs().values()} == {"COMPLETED"}
     assert len(cluster.jobs("step_two")) == 2 and len(cluster.jobs("pseudo_masks")) == 3
