@@ -114,19 +114,17 @@ def open_run(call: Call) -> Run:
 
 
 def _of_train(call: Call, models: Models) -> dict[str, dict[str, Store]]:
-    """Predictions of the training photos by the same networks; nothing where they are no inputs."""
-    stores = {
-        model: Store(call.input(f"train:{model}"), "probabilities")
-        for model in models.probabilities
-        if f"train:{model}" in call.inputs
-    }
+    """Predictions of the training photos by the same networks; nothing where none is an input."""
+    if not any(name.startswith("train:") for name in call.inputs):
+        return {}
+    stores = {model: Store(call.input(f"train:{model}"), "probabilities") for model in models.probabilities}
     for model, store in stores.items():
         if store.attrs["trained"]["options"] != models.probabilities[model].attrs["trained"]["options"]:
             raise RRMError(
                 f"{store.path}: expected predictions of the network that {models.probabilities[model].path} is of, got "
                 "another's: run `snakemake` for it again"
             )
-    return {"train": stores} if stores else {}
+    return {"train": stores}
 
 
 def layers(run: Run) -> list[dict[str, str]]:

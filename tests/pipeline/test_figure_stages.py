@@ -185,6 +185,10 @@ def test_photos_that_were_trained_on_are_shown_where_there_is_no_truth(
     swapped = {"train:one_step": trained_on[f"train:{DRAWN[-1]}"]}
     assert draw_gallery(finished, page, truth=False, **trained_on | swapped) == 1
     assert "expected predictions of the network that" in capsys.readouterr().err
+    del trained_on["train:one_step"]
+    assert draw_gallery(finished, page, truth=False, **trained_on) == 1
+    assert "train:one_step" in capsys.readouterr().err
+    assert shown_on(page) == data
 
 
 def test_training_masks_and_foreign_files_are_refused(
