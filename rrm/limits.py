@@ -9,6 +9,8 @@ import os
 import stat
 from pathlib import Path
 
+from rrm.errors import RRMError
+
 CONFIG_BYTES = 1 << 20
 CONFIG_NODES = 100_000
 """Values in a configuration file, each alias (`*name`) counted with all that it stands for."""
@@ -31,6 +33,20 @@ ID_PART_BYTES = 200
 """Of each part of an image id, between slashes: file systems allow 255 for a name with its suffix."""
 ID_BYTES = 1000
 """Of an image id: systems allow 4,096 for a path."""
+
+
+def checked_id(name: str) -> str:
+    """An image id, if it is not too long for files.
+
+    Raises:
+        RRMError: a part, or the whole, has too many bytes.
+    """
+    if len(os.fsencode(name)) > ID_BYTES or any(len(os.fsencode(part)) > ID_PART_BYTES for part in name.split("/")):
+        raise RRMError(
+            f"{name!r}: expected at most {ID_PART_BYTES} bytes between slashes and {ID_BYTES} in all, got more: rename "
+            "the image"
+        )
+    return name
 
 
 class Refused(ValueError):

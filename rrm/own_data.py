@@ -24,6 +24,7 @@ from rrm.datasets.published import link_or_copy
 from rrm.datasets.splitting import check_division, split_photos
 from rrm.datasets.voc import collect_faults, raise_faults
 from rrm.errors import RRMError, RRMErrors
+from rrm.limits import checked_id
 from rrm.own_project import Start, refuse_project, write_project
 from rrm.photo_checks import PhotoFacts, alike, contact_sheet, inspect
 from rrm.photos import orientation, read_photo
@@ -170,6 +171,8 @@ def _divided(
 def _usable(source: Source, faults: list[str]) -> bool:
     """Whether the photo's name can stand in a list, one a line."""
     name = source.name
+    if collect_faults(faults, checked_id, name) is None:
+        return False
     if name == name.strip() and len(name.splitlines()) == 1:
         return True
     faults.append(

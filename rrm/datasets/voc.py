@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
 import warnings
 from collections import Counter
@@ -36,17 +35,7 @@ from PIL import Image
 
 from rrm.errors import RRMError, RRMErrors
 from rrm.labels import IGNORE
-from rrm.limits import (
-    ANNOTATION_BYTES,
-    ID_BYTES,
-    ID_PART_BYTES,
-    SCANS,
-    TEXT_BYTES,
-    Refused,
-    read_file,
-    read_text,
-    require_regular,
-)
+from rrm.limits import ANNOTATION_BYTES, SCANS, TEXT_BYTES, Refused, checked_id, read_file, read_text, require_regular
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car",
@@ -247,14 +236,8 @@ class VocLayout:
 
     def _inside(self, folder: str, name: str) -> Path:
         """A path below `root`, whatever its parts or symbolic links say."""
-        path = self.root / folder / name
-        parts = Path(name).parts
-        odd = "\0" in name or Path(name).is_absolute() or ".." in parts
-        if len(os.fsencode(name)) > ID_BYTES or any(len(os.fsencode(part)) > ID_PART_BYTES for part in parts):
-            raise RRMError(
-                f"{self.root}: {folder}/{name!r}: expected at most {ID_PART_BYTES} bytes between slashes and "
-                f"{ID_BYTES} in all, got more: rename the image"
-            )
+        path = self.root / folder / checked_id(name)
+        odd = "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts
         if odd or not _resolved(path).is_relative_to(self.root.resolve()):
             raise RRMError(
                 f"{self.root}: {folder}/{name!r}: expected a path inside the data set's folder, "

@@ -149,6 +149,12 @@ def test_classes_that_nothing_can_be_trained_on(classes: tuple[str, ...], messag
         take_in([str(tmp_path / "none")], tmp_path / "out", Wishes(classes=classes, skip_faulty=True))
 
 
+def test_names_that_no_mask_could_have_are_told(photos: Path, labels: Path, tmp_path: Path) -> None:
+    (photos / "p00.jpg").rename(photos / f"{'p' * 240}.jpg")
+    with pytest.raises(RRMErrors, match="at most 200 bytes between slashes and 1000 in all"):
+        take_in([str(photos)], tmp_path / "out", Wishes(labels))
+
+
 @pytest.mark.parametrize("wishes", [Wishes(val=0), Wishes(val=1.5), Wishes(seed=-1)])
 def test_a_division_that_cannot_be_is_told_before_photos_are_read(wishes: Wishes, tmp_path: Path) -> None:
     with pytest.raises(RRMError, match="got (0|1.5|-1): use"):
