@@ -753,6 +753,10 @@ def _faults(error: ValidationError) -> list[str]:
             lines.append(f"{key}: expected a known key, got an unknown one: correct or remove it")
         elif fault["type"] == "missing":
             lines.append(f"{key}: expected a value, got none: add the key")
+        elif fault["type"] == "string_unicode":
+            lines.append(
+                f"{key}: expected text, got half a character (an escape between \\ud800 and \\udfff): correct it"
+            )
         elif fault["type"] == "value_error":
             lines.append(_own_fault(".".join(_path(fault["loc"])), str(fault["ctx"]["error"])))
         else:

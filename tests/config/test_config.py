@@ -145,6 +145,14 @@ def test_files_that_are_no_mapping(tmp_path: Path, content: str) -> None:
         load(path)
 
 
+@pytest.mark.parametrize("content", ['"\\ud800": 1\n', 'dataset: {"\\ud800": 1}\n', 'dataset: {name: "\\ud800"}\n'])
+def test_texts_that_are_no_unicode(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(RRMErrors, match="expected text, got half a character"):
+        load(path)
+
+
 def test_recipes_fill_what_is_not_set(raw: dict[str, Any]) -> None:
     raw["one_step"] = {"recipe": "paper"}
     one_step = resolve(raw).one_step
