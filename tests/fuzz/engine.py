@@ -30,13 +30,14 @@ from tests.fuzz.mutations import LARGEST
 from tests.fuzz.readers import READERS, Reader
 
 SECONDS = 5
+_INSTRUMENTED = 10  # times as long for code that tells which of its lines run
 WALL_SECONDS = 300  # for what waits without working; generous, as other work may have the processors
 MEMORY = 256 << 20
 MESSAGE = 100_000  # characters
 _ENOUGH = 78  # exit code of a process whose peak of memory hides what later inputs take
 _FOLDERS = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # in memory: a disk would be slower than the readers
 _ADDRESSES = 16 << 30  # no process gets more than this above what it had, whatever it asks for
-_HARD_SIGNALS = {signal.SIGPROF: f"took more than {SECONDS} s", signal.SIGALRM: f"waited for {WALL_SECONDS} s"}
+_HARD_SIGNALS = {signal.SIGPROF: "took too much processor time", signal.SIGALRM: f"waited for {WALL_SECONDS} s"}
 _PROCESSES = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen")
 _FORBIDDEN = (*_PROCESSES, "pickle.find_class", "socket.connect", "ctypes.dlopen")
 _CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree")
@@ -97,10 +98,10 @@ class Guard:
 
 
 class Process:
-    """The state of a process that reads inputs: its guard, its folder, and what memory it had at first."""
+    """A process that reads inputs: its guard, folder and processor time for each, and what memory it had at first."""
 
-    def __init__(self, reader: Reader, folder: Path) -> None:
-        self.reader, self.guard = reader, Guard()
+    def __init__(self, reader: Reader, folder: Path, seconds: float) -> None:
+        self.reader, self.guard, self.seconds = reader, Guard(), seconds
         folder.mkdir()
         self.folder = folder.resolve()
         self.guard.folder = str(self.folder)
@@ -117,7 +118,7 @@ class Process:
 
     def check(self, data: bytes) -> str | None:
         """What is wrong with how the reader takes an input; None where it passes."""
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # ends the process, whatever it does
+        signal.setitimer(signal.ITIMER_PROF, self.seconds)  # ends the process, whatever it does
         signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
         fault = self._attempt(data)
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -196,7 +197,7 @@ def fuzz(name: str, seed: int, first: int, count: int, *, guided: bool = False) 
 
 
 def _session(reader: Reader, folder: Path, seed: int, numbers: range, progress: mmap.mmap) -> None:
-    process = Process(reader, folder / "work")
+    process = Process(reader, folder / "work", SECONDS)
     for number in numbers:
         _take(process, progress, number, generated(reader, seed, number))
 
@@ -204,7 +205,7 @@ def _session(reader: Reader, folder: Path, seed: int, numbers: range, progress: 
 def _guided_session(reader: Reader, folder: Path, seed: int, numbers: range, progress: mmap.mmap) -> None:
     import atheris
 
-    process, count = Process(reader, folder / "work"), itertools.count(numbers.start)
+    process, count = Process(reader, folder / "work", _INSTRUMENTED * SECONDS), itertools.count(numbers.start)
     (folder / "corpus").mkdir()
     for number, data in enumerate(reader.seeds):
         (folder / "corpus" / str(number)).write_bytes(data)

@@ -90,7 +90,7 @@ def _says_little(folder: Path) -> None:
     ("misbehaves", "seen"),
     [
         (_raises_otherwise, "KeyError"),
-        (_loops, "took more than"),
+        (_loops, "took too much processor time"),
         (_takes_memory, "memory: "),
         (_crashes, "SIGSEGV"),
         (_leaves, "outside the folder: /etc/hostname"),
