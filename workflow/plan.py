@@ -383,10 +383,16 @@ class Plan:
         return drawn_models(self.config)
 
     def seen(self, *models: str) -> dict[str, Path]:
-        """Inputs of a figure of these models: `probabilities:<model>` and `confusion:<model>` on val, first seed."""
-        seed = self.config.seeds[0]
-        files = {"probabilities": self.layout.prediction, "confusion": self.layout.confusion}
-        return {f"{kind}:{model}": path(seed, model, "val") for model in models for kind, path in files.items()}
+        """Inputs of a figure of these models, first seed: `probabilities:<model>` and `confusion:<model>` on val.
+
+        Where there are no masks, there are no matrices, and predictions of the training photos as `train:<model>`.
+        """
+        layout, seed = self.layout, self.config.seeds[0]
+        files = {"probabilities": (layout.prediction, "val")}
+        files |= {"confusion": (layout.confusion, "val")} if self.splits else {"train": (layout.prediction, "train")}
+        return {
+            f"{kind}:{model}": path(seed, model, split) for model in models for kind, (path, split) in files.items()
+        }
 
     def behind(self, *models: str) -> list[Path]:
         """What lies between the data and these models' predictions; inputs for the same reason as `intermediates`."""
@@ -398,10 +404,7 @@ class Plan:
 
     @property
     def gallery(self) -> dict[str, Path]:
-        """Inputs of the gallery: what its pictures are made of, and `weights:<model>`, beside which histories lie.
-
-        Where there are no masks, there are no matrices, and predictions of the training photos as `train:<model>`.
-        """
+        """Inputs of the gallery: what its pictures are made of, and `weights:<model>`, beside which histories lie."""
         layout, seed, masks = self.layout, self.config.seeds[0], gallery_masks(self.config)
         found = {"photos": layout.photos, "model": layout.weights(seed, "one_step")}
         found |= {"masks": layout.masks("val")} if self.splits else {}
@@ -412,14 +415,7 @@ class Plan:
             found |= {"affinity": layout.affinity(seed, masks)} if section.random_walk else {}
         shown = {f"{seed}:classifier", *(f"{seed}:{name}" for name in self.drawn)}
         found |= {f"weights:{key.partition(':')[2]}": path for key, path in self.trained.items() if key in shown}
-        if self.splits:
-            return found | self.seen(*self.drawn)
-        kinds = {"probabilities": "val", "train": "train"}
-        return found | {
-            f"{kind}:{model}": layout.prediction(seed, model, split)
-            for kind, split in kinds.items()
-            for model in self.drawn
-        }
+        return found | self.seen(*self.drawn)
 
     @property
     def gallery_page(self) -> list[Path]:

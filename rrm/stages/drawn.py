@@ -165,6 +165,16 @@ def own_one_step(call: Call, scored: Any) -> tuple[Trained, str]:
     return trained, device
 
 
+def require_training(probabilities: Store, options: Any, expected: str) -> None:
+    """Refuse probabilities of another training than that of these options.
+
+    Raises:
+        RRMError: they are of another; `expected` says in the message what they should be.
+    """
+    if probabilities.attrs["trained"]["options"] != options:
+        raise RRMError(f"{probabilities.path}: expected {expected}, got others: run `snakemake` for it again")
+
+
 def predicted(photos: Store, probabilities: Store, crf: Mapping[str, Any]) -> Callable[[str], Labels]:
     """Labels (H,W) of a photo at its original size, that of its mask, with CRF, as they are scored."""
 

@@ -6,11 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 
 from rrm.config import Config
-from rrm.errors import RRMError
 from rrm.figures import Panel, draw_sheet, label_panel, photo_panel, save_sheet
 from rrm.metrics import scores_of
 from rrm.stages.call import Call
-from rrm.stages.drawn import SPREAD, Scene, facts, open_scene, predicted
+from rrm.stages.drawn import SPREAD, Scene, facts, open_scene, predicted, require_training
 from rrm.stages.measured import read_measured
 from rrm.stages.table5 import describe
 from rrm.store import Store
@@ -55,11 +54,8 @@ def open_models(call: Call, *, scored: bool = True) -> Models:
     measured = read_measured(dataclasses.replace(call, inputs=inputs))
     confusions = {name: measured.of_seeds(name, "val")[0] for name in names}
     for name, store in probabilities.items():
-        if store.attrs["trained"]["options"] != confusions[name].attrs["trained_options"]:
-            raise RRMError(
-                f"{store.path}: expected the probabilities that {confusions[name].path} was made of, got others: "
-                "run `snakemake` for it again"
-            )
+        expected = f"the probabilities that {confusions[name].path} was made of"
+        require_training(store, confusions[name].attrs["trained_options"], expected)
     return Models(config, confusions, probabilities)
 
 

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rrm.errors import RRMError
 from rrm.figures import Labels, Picture, heat_panel
 from rrm.gallery import Pictures, hex_colours, label_file, photo_file, write_page
 from rrm.inference import predicted_labels
@@ -24,7 +23,7 @@ from rrm.metrics import scores_of
 from rrm.progress import tracked
 from rrm.stages.call import Call
 from rrm.stages.doubt import doubt
-from rrm.stages.drawn import Scene, classes_in, open_scene, own_one_step, predicted, spread
+from rrm.stages.drawn import Scene, classes_in, open_scene, own_one_step, predicted, require_training, spread
 from rrm.stages.figure3 import cam_scores, mined_labels
 from rrm.stages.figure4 import Models, open_models
 from rrm.stages.photo_facts import seen_classes
@@ -119,11 +118,9 @@ def _of_train(call: Call, models: Models) -> dict[str, dict[str, Store]]:
         return {}
     stores = {model: Store(call.input(f"train:{model}"), "probabilities") for model in models.probabilities}
     for model, store in stores.items():
-        if store.attrs["trained"]["options"] != models.probabilities[model].attrs["trained"]["options"]:
-            raise RRMError(
-                f"{store.path}: expected predictions of the network that {models.probabilities[model].path} is of, got "
-                "another's: run `snakemake` for it again"
-            )
+        known = models.probabilities[model]
+        expected = f"predictions of the network that {known.path} is of"
+        require_training(store, known.attrs["trained"]["options"], expected)
     return {"train": stores}
 
 
@@ -155,11 +152,7 @@ class Painter:
 
     def __init__(self, run: Run, pictures: Pictures) -> None:
         self._run, self._pictures = run, pictures
-        crf = run.models.config.evaluation.crf.model_dump()
-        self._predicted = {
-            split: {model: predicted(run.photos, store, crf) for model, store in stores.items()}
-            for split, stores in run.predictions.items()
-        }
+        self._crf = run.models.config.evaluation.crf.model_dump()
 
     def __call__(self, number: int, name: str) -> dict[str, Any]:
         """Write the pictures of a photo; gives its part of the page's data."""
@@ -192,8 +185,8 @@ class Painter:
         if run.scorer is not None:
             (scored,) = run.scorer([packed_photo(run.photos, seen.name, seen.present)])
             yield "pseudo", MaskMaker(run.scorer.options)(scored)
-        for model, labels_of in self._predicted[run.splits[seen.name]].items():
-            yield model, labels_of(seen.name)
+        for model, store in run.predictions[run.splits[seen.name]].items():
+            yield model, predicted(run.photos, store, self._crf)(seen.name)
         if run.scene is not None:
             yield "truth", run.scene.mask(seen.name)
 

@@ -137,19 +137,21 @@ def test_voc_needs_a_root(raw: dict[str, Any]) -> None:
         resolve(raw)
 
 
-@pytest.mark.parametrize("content", ["- a\n- b\n", "a: [1\n", ""])
-def test_files_that_are_no_mapping(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- a\n- b\n", "bad.yaml"),
+        ("a: [1\n", "bad.yaml"),
+        ("", "bad.yaml"),
+        ('"\\ud800": 1\n', "expected text, got half a character"),
+        ('dataset: {"\\ud800": 1}\n', "expected text, got half a character"),
+        ('dataset: {name: "\\ud800"}\n', "expected text, got half a character"),
+    ],
+)
+def test_files_that_are_no_configuration(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(content)
-    with pytest.raises(RRMErrors, match="bad.yaml"):
-        load(path)
-
-
-@pytest.mark.parametrize("content", ['"\\ud800": 1\n', 'dataset: {"\\ud800": 1}\n', 'dataset: {name: "\\ud800"}\n'])
-def test_texts_that_are_no_unicode(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "bad.yaml"
-    path.write_text(content)
-    with pytest.raises(RRMErrors, match="expected text, got half a character"):
+    with pytest.raises(RRMErrors, match=message):
         load(path)
 
 
